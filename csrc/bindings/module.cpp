@@ -1,0 +1,171 @@
+// The Python face of the extension: conversions and the GIL, nothing else.
+#include <torch/extension.h>
+
+#include <string>
+#include <vector>
+
+#include "core/state.h"
+#include "cuda/residency.h"
+#include "torch/gate.h"
+#include "torch/install.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using egm::Advice;
+using egm::BackingKind;
+using egm::Bytes;
+using egm::Config;
+
+// Note [Gates]: no thread waits for a gate while it holds the GIL.
+void* release_gil() { return PyGILState_Check() ? PyEval_SaveThread() : nullptr; }
+void take_gil_back(void* token) {
+  if (token != nullptr) PyEval_RestoreThread(static_cast<PyThreadState*>(token));
+}
+
+void check_device(int device) {
+  if (device < 0 || device >= egm::kMaxDevices) {
+    throw py::value_error("device is " + std::to_string(device) + "; allowed: 0 to " +
+                          std::to_string(egm::kMaxDevices - 1));
+  }
+}
+
+Advice make_advice(const std::optional<std::string>& preferred_location,
+                   const std::vector<std::string>& accessed_by) {
+  Advice advice;
+  advice.preferred_location.reset();
+  if (preferred_location) {
+    advice.preferred_location = egm::parse_location("preferred_location", *preferred_location);
+  }
+  advice.accessed_by_device = advice.accessed_by_host = false;
+  for (const auto& text : accessed_by) {
+    (egm::parse_location("accessed_by", text) == egm::Location::kDevice
+         ? advice.accessed_by_device
+         : advice.accessed_by_host) = true;
+  }
+  return advice;
+}
+
+void enable(uint64_t threshold_bytes, const std::optional<std::vector<int>>& devices,
+            const std::string& mode, const std::string& backing,
+            const std::optional<std::string>& preferred_location,
+            const std::vector<std::string>& accessed_by, bool prefetch,
+            std::optional<uint64_t> limit_bytes) {
+  Config config;
+  config.threshold = Bytes(threshold_bytes);
+  if (devices) {
+    config.devices.emplace();
+    for (const int device : *devices) {
+      check_device(device);
+      config.devices->set(static_cast<size_t>(device));
+    }
+  }
+  config.mode = egm::parse_mode(mode);
+  config.backing = egm::parse_backing(backing);
+  config.advice = make_advice(preferred_location, accessed_by);
+  config.prefetch = prefetch;
+  if (limit_bytes) config.limit = Bytes(*limit_bytes);
+  egm::install().start(config);
+}
+
+void disable() {
+  if (auto* const allocator = egm::installed()) allocator->stop();
+}
+
+py::dict backing_stats(int device, BackingKind backing, const egm::TierReport::Blocks& live) {
+  const auto c = egm::state().ledger.counters(device, backing);
+  py::dict stats;
+  stats["allocated_bytes"] = (live.allocated + c.pair_allocated).count();
+  stats["reserved_bytes"] = c.reserved.count();
+  stats["reserved_peak_bytes"] = c.reserved_peak.count();
+  stats["segments"] = c.segments;
+  stats["segment_allocs"] = c.segment_allocs;
+  stats["segment_frees"] = c.segment_frees;
+  stats["allocations"] = c.allocations;
+  stats["frees"] = c.allocations - live.count - (c.pair_mallocs - c.pair_frees);
+  stats["prefetches"] = c.prefetches;
+  stats["prefetch_failures"] = c.prefetch_failures;
+  stats["advice_failures"] = c.advice_failures;
+  stats["limit_refusals"] = c.limit_refusals;
+  return stats;
+}
+
+py::dict stats(int device) {
+  check_device(device);
+  egm::TierReport report;
+  auto* const allocator = egm::installed();
+  if (allocator != nullptr && allocator->initialized()) {
+    py::gil_scoped_release unlocked;
+    report = allocator->report(static_cast<c10::DeviceIndex>(device));
+  }
+  py::dict device_tier;
+  device_tier["allocated_bytes"] = report.device_allocated.count();
+  device_tier["reserved_bytes"] = report.device_reserved.count();
+  py::dict extended;
+  for (const auto backing : {BackingKind::kManaged, BackingKind::kDevice}) {
+    extended[egm::to_string(backing)] =
+        backing_stats(device, backing, report.extended.at(static_cast<size_t>(backing)));
+  }
+  py::dict result;
+  result["device_tier"] = device_tier;
+  result["extended"] = extended;
+  return result;
+}
+
+void reset_peak_stats(int device) {
+  check_device(device);
+  egm::state().ledger.reset_peaks(device);
+}
+
+py::object segment_of(uintptr_t address) {
+  const auto segment = egm::state().segments.find(reinterpret_cast<const void*>(address));
+  if (!segment) return py::none();
+  const Advice& advice = segment->placement.advice;
+  py::list accessed_by;
+  if (advice.accessed_by_device) accessed_by.append("device");
+  if (advice.accessed_by_host) accessed_by.append("host");
+  py::dict result;
+  result["device"] = segment->device;
+  result["backing"] = egm::to_string(segment->placement.backing);
+  result["address"] = reinterpret_cast<uintptr_t>(segment->base);
+  result["size_bytes"] = segment->size.count();
+  result["preferred_location"] =
+      advice.preferred_location ? py::object(py::str(egm::to_string(*advice.preferred_location)))
+                                : py::object(py::none());
+  result["accessed_by"] = py::tuple(accessed_by);
+  result["prefetched"] = segment->placement.prefetch;
+  result["owner"] = segment->owner == egm::SegmentOwner::kPair ? "pair" : "torch";
+  return result;
+}
+
+py::dict residency(uintptr_t address, uint64_t size_bytes, int device) {
+  check_device(device);
+  egm::Residency found;
+  {
+    py::gil_scoped_release unlocked;
+    found = egm::residency(reinterpret_cast<const void*>(address), Bytes(size_bytes), device);
+  }
+  py::dict result;
+  result["memory_type"] = found.memory_type;
+  result["host_bytes"] = found.host.count();
+  result["device_node_bytes"] = found.device_node.count();
+  result["unmapped_bytes"] = found.unmapped.count();
+  return result;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  egm::wait_hooks() = {release_gil, take_gil_back};
+  module.doc() = "The compiled part of egm_alloc; see egm_alloc for the public interface.";
+  module.def("enable", &enable, py::kw_only(), py::arg("threshold_bytes"), py::arg("devices"),
+             py::arg("mode"), py::arg("backing"), py::arg("preferred_location"),
+             py::arg("accessed_by"), py::arg("prefetch"), py::arg("limit_bytes"));
+  module.def("disable", &disable);
+  module.def("is_enabled", &egm::is_diverting);
+  module.def("stats", &stats, py::arg("device"));
+  module.def("reset_peak_stats", &reset_peak_stats, py::arg("device"));
+  module.def("segment_of", &segment_of, py::arg("address"));
+  module.def("residency", &residency, py::arg("address"), py::arg("size_bytes"), py::arg("device"));
+}

@@ -1,0 +1,40 @@
+// Which NUMA node each page is on: move_pages(2) without target nodes moves nothing and reports.
+#include "core/page_nodes.h"
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <system_error>
+#include <vector>
+
+namespace egm {
+
+PageNodes page_nodes(const void* address, Bytes size) {
+  // Pages asked about per call; arbitrary.
+  constexpr size_t kBatch = 1 << 15;
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(address) / page * page;
+  const auto end = reinterpret_cast<uintptr_t>(address) + size.count();
+  PageNodes result;
+  std::vector<const void*> pages;
+  std::vector<int> nodes;
+  for (uintptr_t at = begin; at < end;) {
+    pages.clear();
+    for (; at < end && pages.size() < kBatch; at += page) {
+      pages.push_back(reinterpret_cast<const void*>(at));
+    }
+    nodes.assign(pages.size(), -EFAULT);
+    if (syscall(SYS_move_pages, 0, pages.size(), pages.data(), nullptr, nodes.data(), 0) < 0) {
+      throw std::system_error(errno, std::generic_category(), "move_pages");
+    }
+    for (const int node : nodes) {
+      Bytes& bytes = node >= 0 ? result.by_node[node] : result.unmapped;
+      bytes = bytes + Bytes(page);
+    }
+  }
+  return result;
+}
+
+}  // namespace egm

@@ -1,0 +1,47 @@
+// One way to get memory. A backing knows CUDA and nothing of counters, limits or torch.
+//
+// Contract, for every backing:
+// - The caller has made `device` current and relaxed the thread's capture mode: any thread may be
+//   capturing a graph.
+// - acquire() returns at least `size` bytes aligned to 512 or throws CudaError, holding nothing.
+//   Failed hints are not failures: they are counted in the result.
+// - release() returns once no running kernel can still touch the memory, and never throws; on
+//   failure the memory is still held and the status says why.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "core/placement.h"
+#include "core/units.h"
+
+namespace egm {
+
+struct Acquired {
+  void* base = nullptr;
+  bool prefetched = false;
+  unsigned advice_failures = 0;
+  cudaError_t advice_status = cudaSuccess;
+  cudaError_t prefetch_status = cudaSuccess;
+};
+
+class Backing {
+ public:
+  virtual Acquired acquire(Bytes size, DeviceIndex device, const Placement& placement) = 0;
+  virtual cudaError_t release(void* base) noexcept = 0;
+
+  Backing(const Backing&) = delete;
+  Backing& operator=(const Backing&) = delete;
+
+ protected:
+  Backing() = default;
+  // Backings live for the whole process and are never deleted.
+  ~Backing() = default;
+};
+
+Backing& backing_of(BackingKind kind);
+
+// One per file: managed.cpp, device.cpp.
+Backing& managed_backing();
+Backing& device_backing();
+
+}  // namespace egm

@@ -1,0 +1,49 @@
+// Scopes that change a thread's CUDA state and put it back. They have no empty state.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "core/units.h"
+#include "cuda/errors.h"
+
+namespace egm {
+
+// Makes `device` current for a scope.
+class DeviceScope {
+ public:
+  explicit DeviceScope(DeviceIndex device) {
+    check(cudaGetDevice(&previous_), "cudaGetDevice", Bytes(0), device);
+    if (previous_ == device) return;
+    check(cudaSetDevice(device), "cudaSetDevice", Bytes(0), device);
+    changed_ = true;
+  }
+  ~DeviceScope() {
+    if (changed_ && cudaSetDevice(previous_) != cudaSuccess) cudaGetLastError();
+  }
+  DeviceScope(const DeviceScope&) = delete;
+  DeviceScope& operator=(const DeviceScope&) = delete;
+
+ private:
+  int previous_ = 0;
+  bool changed_ = false;
+};
+
+// Lets calls that a stream capture forbids go through while any thread may be capturing. They are
+// not captured: an allocation is not stream work (CUDA Runtime API, cudaThreadExchangeStreamCaptureMode).
+class RelaxedCaptureScope {
+ public:
+  RelaxedCaptureScope() {
+    check(cudaThreadExchangeStreamCaptureMode(&mode_), "cudaThreadExchangeStreamCaptureMode",
+          Bytes(0), 0);
+  }
+  ~RelaxedCaptureScope() {
+    if (cudaThreadExchangeStreamCaptureMode(&mode_) != cudaSuccess) cudaGetLastError();
+  }
+  RelaxedCaptureScope(const RelaxedCaptureScope&) = delete;
+  RelaxedCaptureScope& operator=(const RelaxedCaptureScope&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+}  // namespace egm

@@ -1,0 +1,100 @@
+// Managed memory (cudaMallocManaged) with advice and prefetch.
+#include <array>
+#include <mutex>
+
+#include "cuda/backing.h"
+#include "cuda/errors.h"
+
+namespace egm {
+namespace {
+
+cudaMemLocation to_cuda(Location location, DeviceIndex device) {
+  cudaMemLocation result{};
+  if (location == Location::kDevice) {
+    result.type = cudaMemLocationTypeDevice;
+    result.id = device;
+  } else {
+    result.type = cudaMemLocationTypeHost;
+    result.id = cudaCpuDeviceId;
+  }
+  return result;
+}
+
+class ManagedBacking final : public Backing {
+ public:
+  // The steps and their order are those of the malloc/free pair that users have today: attach
+  // global, preferred location, accessed by, prefetch.
+  Acquired acquire(Bytes size, DeviceIndex device, const Placement& placement) override {
+    Acquired acquired;
+    check(cudaMallocManaged(&acquired.base, size.count(), cudaMemAttachGlobal), "cudaMallocManaged",
+          size, device);
+    // From here on nothing throws: `acquired.base` is raw.
+    const Advice& advice = placement.advice;
+    if (advice.preferred_location) {
+      advise(acquired, size, cudaMemAdviseSetPreferredLocation, *advice.preferred_location, device);
+    }
+    if (advice.accessed_by_device) {
+      advise(acquired, size, cudaMemAdviseSetAccessedBy, Location::kDevice, device);
+    }
+    if (advice.accessed_by_host) {
+      advise(acquired, size, cudaMemAdviseSetAccessedBy, Location::kHost, device);
+    }
+    if (placement.prefetch) prefetch(acquired, size, device);
+    return acquired;
+  }
+
+  // cudaFree waits for kernels that may use the memory, and for a prefetch underway.
+  cudaError_t release(void* base) noexcept override { return cudaFree(base); }
+
+ private:
+  static void advise(Acquired& acquired, Bytes size, cudaMemoryAdvise advice, Location location,
+                     DeviceIndex device) noexcept {
+    const cudaError_t status =
+        cudaMemAdvise(acquired.base, size.count(), advice, to_cuda(location, device));
+    if (status == cudaSuccess) return;
+    cudaGetLastError();
+    ++acquired.advice_failures;
+    acquired.advice_status = status;
+  }
+
+  void prefetch(Acquired& acquired, Bytes size, DeviceIndex device) noexcept {
+    cudaStream_t stream = nullptr;
+    cudaError_t status = stream_of(device, &stream);
+    if (status == cudaSuccess) {
+      status = cudaMemPrefetchAsync(acquired.base, size.count(),
+                                    to_cuda(Location::kDevice, device), 0, stream);
+    }
+    if (status != cudaSuccess) cudaGetLastError();
+    acquired.prefetched = status == cudaSuccess;
+    acquired.prefetch_status = status;
+  }
+
+  // A stream of our own: work on the legacy stream would be an error while another thread
+  // captures, and would order itself behind everything the user runs.
+  cudaError_t stream_of(DeviceIndex device, cudaStream_t* stream) noexcept {
+    std::lock_guard<std::mutex> lock(mutex_);
+    cudaStream_t& own = streams_[static_cast<size_t>(device)];
+    if (own == nullptr) {
+      const cudaError_t status = cudaStreamCreateWithFlags(&own, cudaStreamNonBlocking);
+      if (status != cudaSuccess) {
+        own = nullptr;
+        return status;
+      }
+    }
+    *stream = own;
+    return cudaSuccess;
+  }
+
+  std::mutex mutex_;
+  // Never destroyed: at process exit the driver may already be gone.
+  std::array<cudaStream_t, kMaxDevices> streams_{};
+};
+
+}  // namespace
+
+Backing& managed_backing() {
+  static ManagedBacking* const instance = new ManagedBacking;
+  return *instance;
+}
+
+}  // namespace egm

@@ -1,0 +1,131 @@
+// Acquiring and releasing segments.
+#include "cuda/segments.h"
+
+#include <cuda_runtime_api.h>
+
+#include <deque>
+#include <mutex>
+#include <utility>
+
+#include "core/state.h"
+#include "cuda/backing.h"
+#include "cuda/errors.h"
+#include "cuda/guards.h"
+
+namespace egm {
+namespace {
+
+// Segments whose release a capture has forbidden. A leaf lock; leaked like State.
+struct Postponed {
+  std::mutex mutex;
+  std::deque<Segment> segments;
+};
+
+Postponed& postponed() {
+  static Postponed* const instance = new Postponed;
+  return *instance;
+}
+
+bool forbidden_by_capture(cudaError_t status) {
+  return status == cudaErrorStreamCaptureUnsupported || status == cudaErrorStreamCaptureImplicit ||
+         status == cudaErrorStreamCaptureInvalidated || status == cudaErrorStreamCaptureMerge ||
+         status == cudaErrorStreamCaptureWrongThread;
+}
+
+// True once the segment is gone for good. A failure other than a capture's means that the driver
+// is shutting down or the context is lost: the memory is gone with it.
+bool try_release(const Segment& segment) noexcept {
+  cudaError_t status = cudaSuccess;
+  try {
+    DeviceScope device(segment.device);
+    RelaxedCaptureScope relaxed;
+    status = backing_of(segment.placement.backing).release(segment.base);
+  } catch (const CudaError& error) {
+    status = error.status();
+  }
+  if (status != cudaSuccess) cudaGetLastError();
+  if (forbidden_by_capture(status)) return false;
+  state().ledger.segment_released(segment.device, segment.placement.backing, segment.size);
+  return true;
+}
+
+void release_or_postpone(const Segment& segment) noexcept {
+  if (try_release(segment)) return;
+  auto& waiting = postponed();
+  std::lock_guard<std::mutex> lock(waiting.mutex);
+  waiting.segments.push_back(segment);
+}
+
+void release_postponed() noexcept {
+  auto& waiting = postponed();
+  std::deque<Segment> segments;
+  {
+    std::lock_guard<std::mutex> lock(waiting.mutex);
+    if (waiting.segments.empty()) return;
+    segments.swap(waiting.segments);
+  }
+  for (const Segment& segment : segments) release_or_postpone(segment);
+}
+
+HintFailures book_hints(const Acquired& acquired, const Request& request,
+                        const Placement& placement) {
+  auto& ledger = state().ledger;
+  HintFailures failures;
+  const std::string where =
+      " for " + describe(request.size) + " on device " + std::to_string(request.device);
+  if (acquired.advice_failures > 0) {
+    ledger.advice_failed(request.device, placement.backing, acquired.advice_failures);
+    failures.advice = "cudaMemAdvise failed with " + describe(acquired.advice_status) + where;
+  }
+  if (placement.prefetch) {
+    const bool failed = acquired.prefetch_status != cudaSuccess;
+    ledger.prefetched(request.device, placement.backing, failed);
+    if (failed) {
+      failures.prefetch =
+          "cudaMemPrefetchAsync failed with " + describe(acquired.prefetch_status) + where;
+    }
+  }
+  return failures;
+}
+
+}  // namespace
+
+void* acquire_segment(const Request& request, const Placement& placement, SegmentOwner owner,
+                      HintFailures* hints) {
+  release_postponed();
+  auto& [config, ledger, segments] = state();
+  const auto limit = config.get()->limit;
+  if (!ledger.try_reserve(request.device, placement.backing, request.size, limit)) {
+    ledger.refused_by_limit(request.device, placement.backing);
+    throw LimitExceeded("the extended tier's limit of " + describe(*limit) + " on device " +
+                        std::to_string(request.device) + " leaves no room for " +
+                        describe(request.size) + ": " +
+                        describe(ledger.reserved(request.device)) +
+                        " are reserved. Raise limit_gib or free tensors.");
+  }
+  Acquired acquired;
+  try {
+    DeviceScope device(request.device);
+    RelaxedCaptureScope relaxed;
+    acquired = backing_of(placement.backing).acquire(request.size, request.device, placement);
+  } catch (...) {
+    ledger.cancel_reservation(request.device, placement.backing, request.size);
+    throw;
+  }
+  Segment segment{acquired.base, request.size, request.device, placement, owner};
+  segment.placement.prefetch = acquired.prefetched;
+  segments.insert(segment);
+  ledger.segment_acquired(request.device, placement.backing);
+  *hints = book_hints(acquired, request, placement);
+  return acquired.base;
+}
+
+bool release_segment(void* base) noexcept {
+  release_postponed();
+  const auto segment = state().segments.take(base);
+  if (!segment) return false;
+  release_or_postpone(*segment);
+  return true;
+}
+
+}  // namespace egm

@@ -1,0 +1,48 @@
+// Putting the allocator in torch's place.
+#include "torch/install.h"
+
+#include <c10/core/Allocator.h>
+
+#include <mutex>
+
+namespace egm {
+namespace {
+
+// Leaked: tensors of static lifetime are freed after our destructors would have run.
+std::atomic<TieredAllocator*> instance{nullptr};
+
+}  // namespace
+
+TieredAllocator* installed() { return instance.load(); }
+
+TieredAllocator& install() {
+  static std::mutex mutex;
+  std::lock_guard<std::mutex> lock(mutex);
+  cca::CUDAAllocator* const current = cca::allocator.load();
+  TieredAllocator* const ours = instance.load();
+  TORCH_CHECK(ours == nullptr || current == ours,
+              "egm_alloc cannot be enabled: torch's allocator was replaced after it was installed "
+              "(by torch.cuda.memory.change_current_allocator, for instance).");
+  TORCH_CHECK(current != nullptr && current->name() == "native",
+              "egm_alloc cannot be enabled over torch's '", current ? current->name() : "missing",
+              "' allocator: it extends the native caching one. Unset backend:cudaMallocAsync in "
+              "PYTORCH_CUDA_ALLOC_CONF and do not call "
+              "torch.cuda.memory.change_current_allocator.");
+  TORCH_CHECK(current->isEnabled(),
+              "egm_alloc cannot be enabled while torch's caching is off: call "
+              "torch.cuda.caching_allocator_enable(True) first.");
+  if (ours != nullptr) return *ours;
+  auto* const allocator = new TieredAllocator(current);
+  instance.store(allocator);
+  // Both: torch.cuda reads the first, torch.accelerator and c10::GetAllocator the second.
+  cca::allocator.store(allocator);
+  c10::SetAllocator(c10::DeviceType::CUDA, allocator, 0);
+  return *allocator;
+}
+
+bool is_diverting() {
+  const TieredAllocator* const ours = instance.load();
+  return ours != nullptr && ours->started() && cca::allocator.load() == ours;
+}
+
+}  // namespace egm

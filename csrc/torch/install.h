@@ -1,0 +1,19 @@
+// Putting the allocator in torch's place.
+#pragma once
+
+#include "torch/tiered_allocator.h"
+
+namespace egm {
+
+// Null until installed.
+TieredAllocator* installed();
+
+// Wraps torch's allocator, once per process. Makes no CUDA call: it must work before CUDA is up and
+// before a fork. Throws c10::Error in one sentence over anything that is not torch's caching
+// allocator, or when its caching is off.
+TieredAllocator& install();
+
+// Installed, switched on, and still the allocator that torch asks.
+bool is_diverting();
+
+}  // namespace egm

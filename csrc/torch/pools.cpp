@@ -1,0 +1,80 @@
+// Our private pools inside torch's allocator.
+#include "torch/pools.h"
+
+#include <ATen/cuda/MemPool.h>
+
+#include <algorithm>
+
+namespace egm {
+
+Pool& Pools::live(const Placement& placement, Bytes size) {
+  const int wanted = size_class(size);
+  Pool* reusable = nullptr;
+  for (const auto& pool : pools_) {
+    if (pool->size_class != wanted || !(pool->placement == placement)) continue;
+    if (pool->stage == Pool::Stage::kLive) return *pool;
+    if (pool->stage == Pool::Stage::kForgotten) reusable = pool.get();
+  }
+  if (reusable == nullptr) {
+    auto pool = std::make_unique<Pool>();
+    // Never an id of our own making: torch's hash of ids takes only one half of the pair, and ids
+    // that collide make its table grow without end.
+    pool->id = at::cuda::MemPool::graph_pool_handle();
+    pool->placement = placement;
+    pool->size_class = wanted;
+    pool->source = std::make_shared<SegmentSource>(native_, device_, placement);
+    reusable = pools_.emplace_back(std::move(pool)).get();
+  }
+  native_->createOrIncrefPool(device_, reusable->id, reusable->source);
+  reusable->stage = Pool::Stage::kLive;
+  return *reusable;
+}
+
+void Pools::retire_all() {
+  for (const auto& pool : pools_) {
+    if (pool->stage != Pool::Stage::kLive || pool->source->segments() == 0) continue;
+    native_->releasePool(device_, pool->id);
+    pool->stage = Pool::Stage::kRetired;
+  }
+}
+
+void Pools::empty_retired() {
+  for (const auto& pool : pools_) {
+    if (pool->stage == Pool::Stage::kRetired) native_->emptyCache(pool->id);
+  }
+  note_forgotten();
+}
+
+void Pools::note_forgotten() {
+  for (const auto& pool : pools_) {
+    if (pool->stage == Pool::Stage::kRetired && pool->source->segments() == 0) {
+      pool->stage = Pool::Stage::kForgotten;
+    }
+  }
+}
+
+bool Pools::any_retired() const {
+  return std::any_of(pools_.begin(), pools_.end(), [](const auto& pool) {
+    return pool->stage == Pool::Stage::kRetired;
+  });
+}
+
+PoolScope::PoolScope(cca::CUDAAllocator* native, c10::DeviceIndex device, const Pool& pool)
+    : native_(native), device_(device), id_(pool.id) {
+  native_->beginAllocateToPool(device_, id_, [](cudaStream_t) {
+    const Diversion* const diversion = current_diversion();
+    return diversion != nullptr && diversion->claims;
+  });
+}
+
+PoolScope::~PoolScope() {
+  try {
+    native_->endAllocateToPool(device_, id_);
+    native_->releasePool(device_, id_);
+  } catch (const std::exception& error) {
+    // Not seen on any torch so far. A destructor must not throw; the diversion warns when it is over.
+    if (Diversion* const diversion = current_diversion()) diversion->pool_failure = error.what();
+  }
+}
+
+}  // namespace egm

@@ -1,0 +1,35 @@
+// Where the segments of one of our pools come from.
+#include "torch/segment_source.h"
+
+#include "cuda/segments.h"
+
+namespace egm {
+
+Diversion*& current_diversion() {
+  thread_local Diversion* diversion = nullptr;
+  return diversion;
+}
+
+void* SegmentSource::raw_alloc(size_t nbytes) {
+  Diversion unattended;
+  Diversion& diversion = current_diversion() ? *current_diversion() : unattended;
+  try {
+    HintFailures hints;
+    void* const base = acquire_segment(Request{Bytes(nbytes), device_}, placement_,
+                                       SegmentOwner::kTorch, &hints);
+    ++segments_;
+    diversion.missed = true;
+    if (!hints.advice.empty()) diversion.advice_failure = std::move(hints.advice);
+    if (!hints.prefetch.empty()) diversion.prefetch_failure = std::move(hints.prefetch);
+    return base;
+  } catch (const std::exception& error) {
+    diversion.failure = error.what();
+    return nullptr;
+  }
+}
+
+void SegmentSource::raw_delete(void* ptr) {
+  if (release_segment(ptr)) --segments_;
+}
+
+}  // namespace egm

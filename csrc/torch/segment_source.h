@@ -1,0 +1,55 @@
+// Where the segments of one of our pools come from: torch calls raw_alloc when its cache misses and
+// raw_delete when it gives a segment back.
+//
+// Both run with torch's device lock held: here are leaf locks only, no Python, no logging, no call
+// into torch. What goes wrong is left in the thread's Diversion and told when that is over.
+#pragma once
+
+#include <atomic>
+#include <string>
+
+#include "core/placement.h"
+#include "torch/delegating_allocator.h"
+
+namespace egm {
+
+// The diversion that the current thread is in.
+struct Diversion {
+  // torch's allocator asks this of the recording's filter; false while an observer's own request
+  // passes through.
+  bool claims = false;
+  // A segment was acquired: the cache had missed.
+  bool missed = false;
+  // Why no segment could be had.
+  std::string failure;
+  // Hints that failed; the memory is fine.
+  std::string advice_failure;
+  std::string prefetch_failure;
+  // torch refused to end the recording.
+  std::string pool_failure;
+};
+
+// Null outside a diversion.
+Diversion*& current_diversion();
+
+class SegmentSource final : public DelegatingAllocator {
+ public:
+  SegmentSource(cca::CUDAAllocator* native, c10::DeviceIndex device, const Placement& placement)
+      : DelegatingAllocator(native), device_(device), placement_(placement) {}
+
+  // Null on failure, with the CUDA error cleared: torch then reports out of memory.
+  void* raw_alloc(size_t nbytes) override;
+  void* raw_alloc_with_stream(size_t nbytes, cudaStream_t) override { return raw_alloc(nbytes); }
+  // Never throws.
+  void raw_delete(void* ptr) override;
+
+  // Segments that torch holds from here.
+  size_t segments() const { return segments_.load(); }
+
+ private:
+  const c10::DeviceIndex device_;
+  const Placement placement_;
+  std::atomic<size_t> segments_{0};
+};
+
+}  // namespace egm

@@ -1,0 +1,121 @@
+// torch's allocator with a second tier: large requests are served from pools of ours inside torch's
+// own caching allocator. Caching, splitting, streams, statistics and graphs stay torch's; this adds
+// where the memory of a segment lives.
+//
+// Note [What is wrapped]
+// ~~~~~~~~~~~~~~~~~~~~~~
+// Frees do not pass through here: a DataPtr keeps native's deleter, because recordStream ignores
+// any other in silence. Installed once and leaked: a recording begun through us and ended past us
+// would leave a filter into a dead graph, so switching off only stops diverting.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "core/config.h"
+#include "core/placement.h"
+#include "torch/delegating_allocator.h"
+#include "torch/gate.h"
+#include "torch/memory_fraction.h"
+#include "torch/pools.h"
+#include "torch/user_recordings.h"
+
+namespace egm {
+
+// What torch's allocator holds on one device, by tier. Memory that the C pair handed to a pool of
+// the user's is in neither: the ledger has it.
+struct TierReport {
+  struct Blocks {
+    Bytes allocated;
+    uint64_t count = 0;
+  };
+  Bytes device_allocated;
+  Bytes device_reserved;
+  std::array<Blocks, kBackingKinds> extended;
+};
+
+class TieredAllocator final : public DelegatingAllocator {
+ public:
+  explicit TieredAllocator(cca::CUDAAllocator* native);
+
+  // Divert requests from the smallest that `config` sends to the extended tier.
+  void start(const Config& config);
+  void stop();
+  bool started() const { return divert_from_.load(std::memory_order_relaxed) != kNothing; }
+
+  TierReport report(c10::DeviceIndex index);
+
+  c10::DataPtr allocate(size_t n) override;
+  void* raw_alloc(size_t nbytes) override;
+  void* raw_alloc_with_stream(size_t nbytes, cudaStream_t stream) override;
+
+  void recordStream(const c10::DataPtr& ptr, c10::Stream stream) override;
+  void recordStream(const c10::DataPtr& ptr, c10::cuda::CUDAStream stream) override;
+  void emptyCache(c10::MempoolId_t id = {0, 0}) override;
+  void beginAllocateToPool(c10::DeviceIndex device, c10::MempoolId_t id,
+                           std::function<bool(cudaStream_t)> filter) override;
+  void endAllocateToPool(c10::DeviceIndex device, c10::MempoolId_t id) override;
+  std::shared_ptr<cca::AllocatorState> getCheckpointState(c10::DeviceIndex device,
+                                                          c10::MempoolId_t id) override;
+  cca::CheckpointDelta setCheckpointPoolState(
+      c10::DeviceIndex device, std::shared_ptr<cca::AllocatorState> state) override;
+
+  double getMemoryFraction(c10::DeviceIndex device) override;
+  void setMemoryFraction(double fraction, c10::DeviceIndex device) override;
+  void cacheInfo(c10::DeviceIndex device, size_t* largest) override;
+  cca::ShareableHandle shareIpcHandle(void* ptr) override;
+
+ private:
+  static constexpr size_t kNothing = ~size_t{0};
+
+  struct Device {
+    Device(cca::CUDAAllocator* native, c10::DeviceIndex index)
+        : pools(native, index), fraction(native, index) {}
+
+    Gate gate;
+    UserRecordings recordings;
+    Pools pools;
+    MemoryFraction fraction;
+    std::atomic<bool> stream_recorded{false};
+    // Pools that an observer asked to empty in the midst of a diversion.
+    std::vector<c10::MempoolId_t> postponed_empties;
+  };
+
+  // `AskNative` makes the request of torch's allocator; it may be made more than once.
+  template <typename AskNative>
+  using Answer = std::invoke_result_t<const AskNative&>;
+
+  template <typename AskNative>
+  Answer<AskNative> serve(size_t nbytes, std::optional<cudaStream_t> stream,
+                          const AskNative& ask_native);
+  template <typename AskNative>
+  Answer<AskNative> serve_from_hbm(const AskNative& ask_native);
+  template <typename AskNative>
+  Answer<AskNative> divert(const Request& request, cudaStream_t stream, const Placement& placement,
+                           const AskNative& ask_native);
+  template <typename AskNative>
+  Answer<AskNative> record_and_ask(Device& own, const Request& request, cudaStream_t stream,
+                                   const Placement& placement, Diversion& diversion,
+                                   const AskNative& ask_native);
+
+  void process_pending_events(cudaStream_t stream);
+  void tidy_after_diversion(Device& device, const Diversion& diversion);
+  std::string describe_tiers(c10::DeviceIndex device, const std::string& failure);
+  std::vector<Gate*> all_gates();
+  Device& device(c10::DeviceIndex index) { return *devices_.at(static_cast<size_t>(index)); }
+
+  // The smallest request that is diverted on any device.
+  std::atomic<size_t> divert_from_{kNothing};
+  // Diversions underway in the low 16 bits, diversions begun above: tells whether one overlapped.
+  std::atomic<uint64_t> activity_{0};
+  std::array<std::unique_ptr<Device>, kMaxDevices> devices_;
+};
+
+}  // namespace egm

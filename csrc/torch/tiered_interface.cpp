@@ -1,0 +1,135 @@
+// The part of torch's allocator interface where plain forwarding is wrong.
+#include <c10/cuda/CUDAFunctions.h>
+
+#include <algorithm>
+
+#include "core/state.h"
+#include "cuda/errors.h"
+#include "torch/tiered_allocator.h"
+
+namespace egm {
+
+std::vector<Gate*> TieredAllocator::all_gates() {
+  std::vector<Gate*> gates;
+  const auto count = c10::cuda::device_count();
+  gates.reserve(static_cast<size_t>(count));
+  for (c10::DeviceIndex index = 0; index < count; ++index) gates.push_back(&device(index).gate);
+  return gates;
+}
+
+// Under the gate: up to torch 2.12 a stream recorded while any pool is recorded to counts as "used
+// in a capture" and is later not waited for, which is wrong data.
+void TieredAllocator::recordStream(const c10::DataPtr& ptr, c10::Stream stream) {
+  recordStream(ptr, c10::cuda::CUDAStream(stream));
+}
+
+void TieredAllocator::recordStream(const c10::DataPtr& ptr, c10::cuda::CUDAStream stream) {
+  if (!kRecordingsFreezeDevice || !ptr.device().is_cuda()) {
+    target()->recordStream(ptr, stream);
+    return;
+  }
+  Device& own = device(ptr.device().index());
+  GateScope gate(own.gate);
+  target()->recordStream(ptr, stream);
+  own.stream_recorded.store(true, std::memory_order_relaxed);
+}
+
+void TieredAllocator::emptyCache(c10::MempoolId_t id) {
+  const bool everything = id == c10::MempoolId_t{0, 0};
+  if (gates_held() != 0) {
+    // An observer, in the midst of this thread's diversion: torch would assert on a single pool.
+    if (everything) {
+      target()->emptyCache(id);
+    } else {
+      device(c10::cuda::current_device()).postponed_empties.push_back(id);
+    }
+    return;
+  }
+  AllGatesScope gates(all_gates());
+  const auto count = c10::cuda::device_count();
+  if (everything) {
+    for (c10::DeviceIndex index = 0; index < count; ++index) device(index).pools.retire_all();
+  }
+  target()->emptyCache(id);
+  for (c10::DeviceIndex index = 0; index < count; ++index) {
+    Device& own = device(index);
+    if (own.pools.all().empty()) continue;
+    own.pools.note_forgotten();
+    own.fraction.allow_extended(Bytes(0));
+  }
+}
+
+void TieredAllocator::beginAllocateToPool(c10::DeviceIndex index, c10::MempoolId_t id,
+                                          std::function<bool(cudaStream_t)> filter) {
+  target()->beginAllocateToPool(index, id, filter);
+  device(index).recordings.add(id, std::move(filter));
+}
+
+void TieredAllocator::endAllocateToPool(c10::DeviceIndex index, c10::MempoolId_t id) {
+  target()->endAllocateToPool(index, id);
+  device(index).recordings.remove(id);
+}
+
+std::shared_ptr<cca::AllocatorState> TieredAllocator::getCheckpointState(c10::DeviceIndex index,
+                                                                         c10::MempoolId_t id) {
+  GateScope gate(device(index).gate);
+  return target()->getCheckpointState(index, id);
+}
+
+cca::CheckpointDelta TieredAllocator::setCheckpointPoolState(
+    c10::DeviceIndex index, std::shared_ptr<cca::AllocatorState> state) {
+  GateScope gate(device(index).gate);
+  return target()->setCheckpointPoolState(index, std::move(state));
+}
+
+double TieredAllocator::getMemoryFraction(c10::DeviceIndex index) {
+  return device(index).fraction.get();
+}
+
+void TieredAllocator::setMemoryFraction(double fraction, c10::DeviceIndex index) {
+  device(index).fraction.set(fraction);
+}
+
+// cuDNN sizes its workspaces by this: our cached blocks must not make it larger than what HBM can
+// still give.
+void TieredAllocator::cacheInfo(c10::DeviceIndex index, size_t* largest) {
+  target()->cacheInfo(index, largest);
+  const Bytes extended = state().ledger.reserved(index);
+  if (extended == Bytes(0)) return;
+  constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+  const Bytes reserved(
+      static_cast<uint64_t>(target()->getDeviceStats(index).reserved_bytes[kAll].current));
+  const Bytes hbm = reserved > extended ? reserved - extended : Bytes(0);
+  const Bytes free(target()->getMemoryInfo(index).first);
+  *largest = std::min<size_t>(*largest, (free + hbm).count());
+}
+
+cca::ShareableHandle TieredAllocator::shareIpcHandle(void* ptr) {
+  const auto segment = state().segments.find(ptr);
+  TORCH_CHECK(!segment || segment->placement.backing == BackingKind::kDevice,
+              "egm_alloc: a tensor of ", describe(segment->size),
+              " in managed memory cannot be shared with another process: CUDA IPC takes only "
+              "memory from cudaMalloc. Make it while egm_alloc is disabled, or share a CPU copy.");
+  return target()->shareIpcHandle(ptr);
+}
+
+TierReport TieredAllocator::report(c10::DeviceIndex index) {
+  TierReport report;
+  for (const auto& info : target()->snapshot({0, 0}, /*include_traces=*/false).segments) {
+    if (info.device != index) continue;
+    const auto segment = state().segments.find(reinterpret_cast<const void*>(info.address));
+    if (!segment) {
+      report.device_allocated = report.device_allocated + Bytes(info.allocated_size);
+      report.device_reserved = report.device_reserved + Bytes(info.total_size);
+    } else if (segment->owner == SegmentOwner::kTorch) {
+      auto& blocks = report.extended.at(static_cast<size_t>(segment->placement.backing));
+      blocks.allocated = blocks.allocated + Bytes(info.allocated_size);
+      blocks.count += static_cast<uint64_t>(
+          std::count_if(info.blocks.begin(), info.blocks.end(),
+                        [](const cca::BlockInfo& block) { return block.allocated; }));
+    }
+  }
+  return report;
+}
+
+}  // namespace egm
