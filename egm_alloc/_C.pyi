@@ -1,0 +1,60 @@
+"""The extension module; all sizes are in bytes. The package's other modules are its public face."""
+# ruff: noqa: N999
+
+from typing import TypedDict
+
+class _TierDict(TypedDict):
+    allocated_bytes: int
+    reserved_bytes: int
+
+class _BackingDict(TypedDict):
+    allocated_bytes: int
+    reserved_bytes: int
+    reserved_peak_bytes: int
+    segments: int
+    segment_allocs: int
+    segment_frees: int
+    allocations: int
+    frees: int
+    prefetches: int
+    prefetch_failures: int
+    advice_failures: int
+    limit_refusals: int
+
+class _StatsDict(TypedDict):
+    device_tier: _TierDict
+    extended: dict[str, _BackingDict]
+
+class _SegmentDict(TypedDict):
+    device: int
+    backing: str
+    address: int
+    size_bytes: int
+    preferred_location: str | None
+    accessed_by: tuple[str, ...]
+    prefetched: bool
+    owner: str
+
+class _ResidencyDict(TypedDict):
+    memory_type: str
+    host_bytes: int
+    device_node_bytes: int
+    unmapped_bytes: int
+
+def enable(
+    *,
+    threshold_bytes: int,
+    devices: list[int] | None,
+    mode: str,
+    backing: str,
+    preferred_location: str | None,
+    accessed_by: list[str],
+    prefetch: bool,
+    limit_bytes: int | None,
+) -> None: ...
+def disable() -> None: ...
+def is_enabled() -> bool: ...
+def stats(device: int) -> _StatsDict: ...
+def reset_peak_stats(device: int) -> None: ...
+def segment_of(address: int) -> _SegmentDict | None: ...
+def residency(address: int, size_bytes: int, device: int) -> _ResidencyDict: ...

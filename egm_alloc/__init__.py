@@ -1,0 +1,61 @@
+"""Extended GPU memory for PyTorch: large tensors beyond HBM at the speed of torch's own allocator.
+
+Importing this package switches it on, unless the environment says ``EGM_ALLOC_AUTO_ENABLE=0``.
+"""
+
+# The order matters: torch first, since the extension finds torch's libraries only once they are
+# loaded; then the check, since a binary for another torch may load and misbehave.
+# ruff: noqa: E402
+
+from importlib.util import find_spec
+
+import torch
+
+if find_spec("egm_alloc._build_info") is None or find_spec("egm_alloc._C") is None:
+    raise ImportError(
+        "egm_alloc is not built here: run 'pip install .' in its source tree, and import it from "
+        "another folder"
+    )
+
+from egm_alloc import _build_info, _compat
+
+_compat.check(_build_info, torch)
+
+from egm_alloc.config import Config
+from egm_alloc.control import disable, enable, enable_at_import, get_config, is_enabled
+from egm_alloc.pluggable import get_include, mem_pool, pluggable_allocator
+from egm_alloc.stats import (
+    BackingStats,
+    Stats,
+    TierStats,
+    memory_summary,
+    reset_peak_stats,
+    stats,
+)
+from egm_alloc.tensors import Residency, TensorInfo, info, residency
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackingStats",
+    "Config",
+    "Residency",
+    "Stats",
+    "TensorInfo",
+    "TierStats",
+    "__version__",
+    "disable",
+    "enable",
+    "get_config",
+    "get_include",
+    "info",
+    "is_enabled",
+    "mem_pool",
+    "memory_summary",
+    "pluggable_allocator",
+    "reset_peak_stats",
+    "residency",
+    "stats",
+]
+
+enable_at_import()

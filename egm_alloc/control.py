@@ -1,0 +1,205 @@
+"""Switching the allocator on and off.
+
+No call of this file initialises CUDA: all of it works before CUDA is up and before a fork.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import os
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from egm_alloc import _C, machine
+from egm_alloc.config import Config, Device
+from egm_alloc.environment import (
+    AUTO_ENABLE,
+    BOOL_WORDS,
+    from_environment,
+    known_variables,
+    parse_bool,
+    unknown_variables,
+    values_from_environment,
+)
+
+
+class _Keep(enum.Enum):
+    KEEP = "keep"
+
+    def __repr__(self) -> str:
+        return "<present value>"
+
+
+_KEEP: Final = _Keep.KEEP
+
+_lock = threading.Lock()
+_config: Config | None = None  # of the last successful enable()
+
+
+def enable(
+    *,
+    threshold_gib: float | _Keep = _KEEP,
+    device: Device | Sequence[Device] | _Keep = _KEEP,
+    mode: str | _Keep = _KEEP,
+    backing: str | _Keep = _KEEP,
+    preferred_location: str | _Keep | None = _KEEP,
+    accessed_by: Sequence[str] | _Keep = _KEEP,
+    prefetch: bool | _Keep = _KEEP,
+    limit_gib: float | _Keep | None = _KEEP,
+) -> None:
+    """Divert large requests to the extended tier, from now on.
+
+    May be called again to change the configuration: live tensors stay where they are. A field that
+    is not given keeps its present value, which at first is that of the variable
+    ``EGM_ALLOC_<FIELD>``, else the default of `Config`.
+
+    Parameters
+    ----------
+    threshold_gib : float, optional
+        Requests of at least this many GiB leave the device tier.
+    device : "all", int, str, torch.device or a sequence of them, optional
+        The devices to act on.
+    mode : {"tiered", "managed"}, optional
+        Whether small requests stay in HBM, or everything is in managed memory.
+    backing : {"managed", "device"}, optional
+        Where the memory of the extended tier comes from.
+    preferred_location : {"device", "host"} or None, optional
+        Advice: where managed pages should be.
+    accessed_by : sequence of {"device", "host"}, optional
+        Advice: who keeps managed pages mapped.
+    prefetch : bool, optional
+        Whether managed memory of requests below the threshold is prefetched.
+    limit_gib : float or None, optional
+        The most GiB of extended memory per device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a field is not allowed, or names a device that the machine lacks.
+    RuntimeError
+        If there is no GPU, or torch's current allocator is not the native caching one. After any
+        error everything is as it was.
+
+    Notes
+    -----
+    Makes no CUDA call that initialises CUDA. The allocator is installed once per process; later
+    calls only change its configuration.
+
+    Examples
+    --------
+    >>> import egm_alloc
+    >>> egm_alloc.enable(threshold_gib=0.5, preferred_location="host")
+    """
+    global _config  # noqa: PLW0603
+    fields: dict[str, Any] = {
+        "threshold_gib": threshold_gib,
+        "device": device,
+        "mode": mode,
+        "backing": backing,
+        "preferred_location": preferred_location,
+        "accessed_by": accessed_by,
+        "prefetch": prefetch,
+        "limit_gib": limit_gib,
+    }
+    given = {field: value for field, value in fields.items() if value is not _KEEP}
+    with _lock:
+        if _config is not None:
+            config = dataclasses.replace(_config, **given)
+        else:
+            config = Config(**{**values_from_environment(skip=given), **given})
+        _require_machine(config)
+        _C.enable(
+            threshold_bytes=config.threshold_bytes,
+            devices=config.devices,
+            mode=config.mode,
+            backing=config.backing,
+            preferred_location=config.preferred_location,
+            accessed_by=list(config.accessed_by),
+            prefetch=config.prefetch,
+            limit_bytes=config.limit_bytes,
+        )
+        _config = config
+
+
+def disable() -> None:
+    """Divert nothing, from now on.
+
+    Live extended tensors stay valid and are freed properly. Harmless where egm_alloc is off.
+    """
+    with _lock:
+        _C.disable()
+
+
+def is_enabled() -> bool:
+    """Return whether large requests are diverted.
+
+    Returns
+    -------
+    bool
+        False also where another allocator replaced ours after it was enabled.
+    """
+    return _C.is_enabled()
+
+
+def get_config() -> Config:
+    """Return the configuration in force or, while egm_alloc is off, the one `enable` starts from.
+
+    Returns
+    -------
+    Config
+
+    Raises
+    ------
+    ValueError
+        If nothing was enabled yet and an ``EGM_ALLOC_<FIELD>`` variable is not allowed.
+    """
+    with _lock:
+        return from_environment() if _config is None else _config
+
+
+def _require_machine(config: Config) -> None:
+    if "PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ:
+        raise RuntimeError(
+            "egm_alloc works inside torch's caching allocator, which "
+            "PYTORCH_NO_CUDA_MEMORY_CACHING turns off: unset that variable"
+        )
+    count = machine.device_count()
+    if count == 0:
+        raise RuntimeError(f"egm_alloc needs a CUDA GPU: {machine.why_no_device()}")
+    if count is not None and config.devices is not None and config.devices[-1] >= count:
+        raise ValueError(
+            f"device is {config.devices[-1]}; allowed: an index below {count}, "
+            "the number of CUDA devices here"
+        )
+
+
+def enable_at_import(environ: Mapping[str, str] = os.environ) -> None:
+    """Enable unless ``EGM_ALLOC_AUTO_ENABLE`` says no; a problem is one warning, not an error.
+
+    Parameters
+    ----------
+    environ : mapping of str to str
+        The environment.
+    """
+    unknown = unknown_variables(environ)
+    if unknown:
+        known = ", ".join(known_variables())
+        _warn(f"egm_alloc does not know {', '.join(unknown)}; it knows {known}")
+    wanted = environ.get(AUTO_ENABLE, "1")
+    try:
+        if not parse_bool(wanted):
+            return
+    except ValueError:
+        _warn(f"egm_alloc is off: {AUTO_ENABLE} is {wanted!r}; allowed: {BOOL_WORDS}")
+        return
+    try:
+        enable()
+    except (TypeError, ValueError, RuntimeError) as error:
+        _warn(f"egm_alloc is off: {error}")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)

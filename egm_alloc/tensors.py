@@ -1,0 +1,172 @@
+"""Where one tensor lives: by our books (`info`) and by the system's (`residency`)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from egm_alloc import _C
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor's storage was placed.
+
+    Parameters
+    ----------
+    tier : {"device", "extended"} or None
+        None if the storage has no bytes and so no memory.
+    backing : str or None
+        The backing of an extended tensor; None in the device tier.
+    device : int
+        The index of the tensor's device.
+    segment_address, segment_bytes : int or None
+        The segment that holds the storage; None in the device tier.
+    preferred_location : {"device", "host"} or None
+        The advice on the segment.
+    accessed_by : tuple of {"device", "host"}
+        The advice on the segment.
+    prefetched : bool
+        Whether the segment was prefetched to the device when it was made.
+    owner : {"torch", "pair"} or None
+        Who asked for the segment: torch's cache or the C pair.
+    """
+
+    tier: str | None
+    backing: str | None
+    device: int
+    segment_address: int | None
+    segment_bytes: int | None
+    preferred_location: str | None
+    accessed_by: tuple[str, ...]
+    prefetched: bool
+    owner: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Residency:
+    """Where a tensor's pages are now, in bytes of whole pages.
+
+    Parameters
+    ----------
+    memory_type : {"managed", "device", "host", "unregistered"}
+        What the driver says the memory is.
+    host_bytes : int
+        Bytes in pages that the kernel has on a NUMA node of the host.
+    device_node_bytes : int
+        Bytes in pages on the NUMA node that is the GPU's memory; only coherent machines
+        (GH200, GB200) show one.
+    unmapped_bytes : int
+        Bytes in pages that are not mapped for the CPU. Of managed memory on a PCIe machine that
+        means: in HBM, or not populated yet.
+    """
+
+    memory_type: str
+    host_bytes: int
+    device_node_bytes: int
+    unmapped_bytes: int
+
+
+def _require_cuda_tensor(tensor: torch.Tensor) -> None:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"tensor is a {type(tensor).__name__}; allowed: a torch.Tensor")
+    if tensor.device.type != "cuda":
+        raise ValueError(f"tensor is on {tensor.device}; allowed: a tensor on a CUDA device")
+    if tensor.layout != torch.strided:
+        raise ValueError(
+            f"tensor has the layout {tensor.layout}; allowed: torch.strided "
+            "(ask about the parts of a sparse tensor, such as its values())"
+        )
+
+
+def info(tensor: torch.Tensor) -> TensorInfo:
+    """Return where the storage of a tensor was placed.
+
+    Parameters
+    ----------
+    tensor : torch.Tensor
+        A tensor of any shape and dtype on a CUDA device. A view has its base's placement.
+
+    Returns
+    -------
+    TensorInfo
+
+    Raises
+    ------
+    TypeError
+        If `tensor` is not a tensor.
+    ValueError
+        If it is not a strided tensor on a CUDA device.
+
+    Examples
+    --------
+    >>> cache = torch.empty(3 << 30, dtype=torch.uint8, device="cuda")
+    >>> egm_alloc.info(cache).tier
+    'extended'
+    """
+    _require_cuda_tensor(tensor)
+    storage = tensor.untyped_storage()
+    segment = _C.segment_of(storage.data_ptr()) if storage.nbytes() > 0 else None
+    if segment is None:
+        return TensorInfo(
+            tier="device" if storage.nbytes() > 0 else None,
+            backing=None,
+            device=tensor.device.index,
+            segment_address=None,
+            segment_bytes=None,
+            preferred_location=None,
+            accessed_by=(),
+            prefetched=False,
+            owner=None,
+        )
+    return TensorInfo(
+        tier="extended",
+        backing=segment["backing"],
+        device=segment["device"],
+        segment_address=segment["address"],
+        segment_bytes=segment["size_bytes"],
+        preferred_location=segment["preferred_location"],
+        accessed_by=segment["accessed_by"],
+        prefetched=segment["prefetched"],
+        owner=segment["owner"],
+    )
+
+
+def residency(tensor: torch.Tensor) -> Residency:
+    """Ask the driver and the kernel where the pages of a tensor are now.
+
+    Parameters
+    ----------
+    tensor : torch.Tensor
+        A tensor of any shape and dtype on a CUDA device.
+
+    Returns
+    -------
+    Residency
+        Of the pages from the tensor's first element to its last, so of a view only its part. No
+        bytes for a tensor without elements.
+
+    Raises
+    ------
+    TypeError
+        If `tensor` is not a tensor.
+    ValueError
+        If it is not a strided tensor on a CUDA device.
+
+    Notes
+    -----
+    Pages move on their own: kernels that still run may change the answer, so synchronise first.
+    The sources are cudaPointerGetAttributes (CUDA Runtime API, "Unified Addressing") and
+    move_pages(2), which without target nodes only reports. Managed pages on the host show there
+    when they are mapped for the CPU, which the advice ``accessed_by=("host",)`` sees to.
+    """
+    _require_cuda_tensor(tensor)
+    if tensor.numel() == 0:
+        return Residency("unregistered", host_bytes=0, device_node_bytes=0, unmapped_bytes=0)
+    last = sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    return Residency(
+        **_C.residency(tensor.data_ptr(), (last + 1) * tensor.element_size(), tensor.device.index)
+    )
