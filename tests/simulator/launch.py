@@ -1,0 +1,128 @@
+"""Runs commands and scripts on the simulated machine, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.simulator.build import build
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+
+DEFAULT_MACHINE = "h200"
+DEFAULT_DEVICES = 2
+DEFAULT_HBM_GIB = 8.0
+
+
+def environment(
+    machine: str = DEFAULT_MACHINE,
+    devices: int = DEFAULT_DEVICES,
+    hbm_gib: float = DEFAULT_HBM_GIB,
+    extra: Mapping[str, str | None] | None = None,
+) -> dict[str, str]:
+    """The environment in which a process finds itself on the simulated machine.
+
+    Parameters
+    ----------
+    machine : str
+        Name of a preset; README.md lists them.
+    devices : int
+        Number of devices; presets without a device keep none.
+    hbm_gib : float
+        HBM of each device in GiB.
+    extra : mapping, optional
+        Further variables; None removes one.
+    """
+    variables = dict(os.environ)
+    library = str(build())
+    before = [entry for entry in variables.get("LD_PRELOAD", "").split(":") if entry]
+    before = [entry for entry in before if Path(entry).parents[1] != Path(library).parents[1]]
+    variables["LD_PRELOAD"] = ":".join([*before, library])
+    variables["EGM_SIM_MACHINE"] = machine
+    variables["EGM_SIM_DEVICES"] = str(devices)
+    variables["EGM_SIM_HBM_GIB"] = str(hbm_gib)
+    # cuDNN is not simulated; attention has other kernels to choose from.
+    variables["TORCH_CUDNN_SDPA_DEPRIORITIZED"] = "1"
+    for name, value in (extra or {}).items():
+        if value is None:
+            variables.pop(name, None)
+        else:
+            variables[name] = value
+    return variables
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A script that ended: its exit status and what it wrote."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class ScriptError(AssertionError):
+    """A script exited with a status other than zero; the message has both its streams."""
+
+
+def run_script(
+    script: str | Path,
+    *arguments: str,
+    machine: str = DEFAULT_MACHINE,
+    devices: int = 1,
+    hbm_gib: float = 4.0,
+    env: Mapping[str, str | None] | None = None,
+    timeout: float = 120.0,
+    check: bool = True,
+) -> Completed:
+    """Run Python in a fresh process on a simulated machine.
+
+    Parameters
+    ----------
+    script : str or Path
+        Source code (indentation common to all lines is removed), or the path of a file.
+    *arguments : str
+        ``sys.argv[1:]`` of the script.
+    machine, devices, hbm_gib
+        The machine, as in :func:`environment`.
+    env : mapping, optional
+        Further environment variables; None removes one.
+    timeout : float
+        Seconds.
+    check : bool
+        Whether a status other than zero raises.
+
+    Raises
+    ------
+    ScriptError
+        If ``check`` and the status is not zero.
+    subprocess.TimeoutExpired
+        After ``timeout`` seconds.
+
+    Examples
+    --------
+    >>> run_script("import torch; print(torch.cuda.device_count())", devices=3).stdout
+    '3\\n'
+    """
+    source = [str(script)] if isinstance(script, Path) else ["-c", textwrap.dedent(script)]
+    variables = environment(machine, devices, hbm_gib, env)
+    paths = [str(_REPOSITORY), variables.get("PYTHONPATH", "")]
+    variables["PYTHONPATH"] = ":".join(path for path in paths if path)
+    result = subprocess.run(
+        [sys.executable, *source, *arguments],
+        check=False,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    if check and result.returncode != 0:
+        raise ScriptError(
+            f"exit status {result.returncode}\n--- stdout\n{result.stdout}"
+            f"\n--- stderr\n{result.stderr}"
+        )
+    return Completed(result.returncode, result.stdout, result.stderr)
