@@ -1,8 +1,8 @@
 // One way to get memory. A backing knows CUDA and nothing of counters, limits or torch.
 //
 // Contract, for every backing:
-// - The caller has made `device` current and relaxed the thread's capture mode: any thread may be
-//   capturing a graph.
+// - The caller has relaxed the thread's capture mode: any thread may be capturing a graph. For
+//   acquire() it has also made `device` current; release() works whatever device is.
 // - acquire() returns at least `size` bytes aligned to 512 or throws CudaError, holding nothing.
 //   Failed hints are not failures: they are counted in the result.
 // - release() returns once no running kernel can still touch the memory, and never throws; on

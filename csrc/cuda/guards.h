@@ -30,19 +30,19 @@ class DeviceScope {
 
 // Lets calls that a stream capture forbids go through while any thread may be capturing. They are
 // not captured: an allocation is not stream work (CUDA Runtime API, cudaThreadExchangeStreamCaptureMode).
+// Should the mode not change, the calls within say what is wrong.
 class RelaxedCaptureScope {
  public:
-  RelaxedCaptureScope() {
-    check(cudaThreadExchangeStreamCaptureMode(&mode_), "cudaThreadExchangeStreamCaptureMode",
-          Bytes(0), 0);
-  }
-  ~RelaxedCaptureScope() {
-    if (cudaThreadExchangeStreamCaptureMode(&mode_) != cudaSuccess) cudaGetLastError();
-  }
+  RelaxedCaptureScope() noexcept { exchange(); }
+  ~RelaxedCaptureScope() { exchange(); }
   RelaxedCaptureScope(const RelaxedCaptureScope&) = delete;
   RelaxedCaptureScope& operator=(const RelaxedCaptureScope&) = delete;
 
  private:
+  void exchange() noexcept {
+    if (cudaThreadExchangeStreamCaptureMode(&mode_) != cudaSuccess) cudaGetLastError();
+  }
+
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 

@@ -35,14 +35,8 @@ bool forbidden_by_capture(cudaError_t status) {
 // True once the segment is gone for good. A failure other than a capture's means that the driver
 // is shutting down or the context is lost: the memory is gone with it.
 bool try_release(const Segment& segment) noexcept {
-  cudaError_t status = cudaSuccess;
-  try {
-    DeviceScope device(segment.device);
-    RelaxedCaptureScope relaxed;
-    status = backing_of(segment.placement.backing).release(segment.base);
-  } catch (const CudaError& error) {
-    status = error.status();
-  }
+  RelaxedCaptureScope relaxed;
+  const cudaError_t status = backing_of(segment.placement.backing).release(segment.base);
   if (status != cudaSuccess) cudaGetLastError();
   if (forbidden_by_capture(status)) return false;
   state().ledger.segment_released(segment.device, segment.placement.backing, segment.size);
