@@ -1,0 +1,176 @@
+"""CUDA graphs and pools of the user's come first, and work as they do without egm_alloc."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import egm_alloc
+from tests.allocator.conftest import GIB, MIB, Background, block, managed_segments, tier
+from tests.simulator import run_script, sim
+
+pytestmark = pytest.mark.simulated
+
+
+def test_large_tensor_made_in_a_graph_capture_stays_in_hbm() -> None:
+    egm_alloc.enable(threshold_gib=1)
+    graph = torch.cuda.CUDAGraph()
+    static = torch.zeros(16, device="cuda")
+    with torch.cuda.graph(graph):
+        static.add_(1)
+        inside = block(2 * GIB)
+    graph.replay()
+    assert tier(inside) == "device"
+    assert tier(block(2 * GIB)) == "extended"
+
+
+def test_capture_goes_on_while_another_thread_diverts_and_frees() -> None:
+    egm_alloc.enable(threshold_gib=1)
+    outside = block(2 * GIB)
+    graph = torch.cuda.CUDAGraph()
+    static = torch.zeros(16, device="cuda")
+
+    def divert_and_free() -> str | None:
+        nonlocal outside
+        del outside
+        # A retired pool's segments are returned to the driver in the midst of the capture.
+        torch.cuda.empty_cache()
+        return tier(block(3 * GIB))
+
+    with torch.cuda.graph(graph):
+        static.add_(1)
+        assert Background(divert_and_free).finish() == "extended"
+        static.add_(1)
+    graph.replay()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    assert managed_segments() == 0
+
+
+def test_release_forbidden_by_a_capture_is_made_up_for_later() -> None:
+    egm_alloc.enable(threshold_gib=1)
+    tensor = block(2 * GIB)
+    del tensor
+    with sim.fail_call("cudaFree", error="cudaErrorStreamCaptureUnsupported", times=1):
+        torch.cuda.empty_cache()
+    assert managed_segments() == 1  # still booked: the memory is still there
+    other = block(GIB)
+    assert managed_segments() == 1
+    assert other.numel() == GIB
+
+
+def test_user_pool_claims_large_tensors_of_its_thread() -> None:
+    egm_alloc.enable(threshold_gib=1)
+    pool = torch.cuda.MemPool()
+    with torch.cuda.use_mem_pool(pool):
+        inside = block(2 * GIB)
+        outside = Background(lambda: block(2 * GIB)).finish()
+    assert tier(inside) == "device"
+    assert isinstance(outside, torch.Tensor)
+    assert tier(outside) == "extended"
+    (segment,) = [s for s in pool.snapshot() if s["address"] == inside.data_ptr()]
+    assert segment["total_size"] == 2 * GIB
+    del inside, outside, pool
+
+
+def test_pool_begun_before_enable_still_wins() -> None:
+    egm_alloc.enable(threshold_gib=1)
+    egm_alloc.disable()
+    pool = torch.cuda.MemPool()
+    with torch.cuda.use_mem_pool(pool):
+        egm_alloc.enable()
+        inside = block(2 * GIB)
+    assert tier(inside) == "device"
+    assert tier(block(2 * GIB)) == "extended"
+    del inside, pool
+
+
+def test_expandable_segments_keep_working_for_the_device_tier() -> None:
+    run_script(
+        """
+import torch, egm_alloc
+egm_alloc.enable(threshold_gib=1)
+small = torch.empty(64 << 20, dtype=torch.uint8, device="cuda")
+large = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
+assert egm_alloc.info(small).tier == "device"
+assert egm_alloc.info(large).tier == "extended"
+segments = {s["address"]: s["is_expandable"] for s in torch.cuda.memory._snapshot()["segments"]}
+assert segments[large.data_ptr()] is False
+assert any(segments.values())
+""",
+        env={"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},
+    )
+
+
+# ~MemPool empties its pool. Up to torch 2.12 that asserts while any pool is recorded to, and an
+# exception out of a destructor ends the process; hence a process of its own. It runs with the GIL
+# held, and so must not keep it while it waits.
+POOL_DESTROYED = """
+import threading, torch, egm_alloc
+from tests.simulator import sim
+egm_alloc.enable(threshold_gib=1)
+pool = torch.cuda.MemPool()
+with torch.cuda.use_mem_pool(pool):
+    inside = torch.empty(1 << 20, dtype=torch.uint8, device="cuda")
+del inside
+made = []
+with sim.stall_call("cudaMallocManaged", seconds=1.0) as delay:
+    thread = threading.Thread(
+        target=lambda: made.append(torch.empty(2 << 30, dtype=torch.uint8, device="cuda"))
+    )
+    thread.start()
+    delay.wait_until_reached()
+    del pool
+    thread.join(30)
+    assert not thread.is_alive()
+assert egm_alloc.info(made[0]).tier == "extended"
+print("survived")
+"""
+
+
+def test_pool_may_be_destroyed_while_another_thread_diverts() -> None:
+    assert "survived" in run_script(POOL_DESTROYED).stdout
+
+
+GIL_HELD_BESIDE_A_DIVERSION = """
+import threading, torch, egm_alloc
+from tests.simulator import sim
+egm_alloc.enable(threshold_gib=1)
+torch.cuda.memory._record_memory_history(context="all", stacks="python")
+called = []
+torch._C._cuda_attach_out_of_memory_observer(lambda *a: called.append(a))
+pool = torch.cuda.MemPool()
+failed = []
+
+def divert():
+    try:
+        torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
+    except torch.cuda.OutOfMemoryError as error:
+        failed.append(error)
+
+# The diversion fails after a second and calls the observer, which needs the GIL, while this
+# thread waits for the diversion in ~MemPool, which torch enters with the GIL held.
+with sim.fail_call("cudaMallocManaged", error="cudaErrorMemoryAllocation", times=2):
+    with sim.stall_call("cudaMallocManaged", seconds=1.0) as delay:
+        thread = threading.Thread(target=divert)
+        thread.start()
+        delay.wait_until_reached()
+        del pool
+        thread.join(30)
+        assert not thread.is_alive()
+assert failed and called
+print("survived")
+"""
+
+
+def test_diversion_with_history_and_observer_while_another_thread_holds_the_gil() -> None:
+    assert "survived" in run_script(GIL_HELD_BESIDE_A_DIVERSION, timeout=60).stdout
+
+
+def test_pair_pool_takes_every_size_and_is_managed() -> None:
+    pool = egm_alloc.mem_pool()
+    with torch.cuda.use_mem_pool(pool):
+        tensor = block(MIB)
+    found = egm_alloc.info(tensor)
+    assert (found.tier, found.backing, found.owner) == ("extended", "managed", "pair")
+    del tensor, pool

@@ -1,0 +1,184 @@
+"""Out of memory: retried, then torch's own error with both tiers in it, and nothing changed."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+import egm_alloc
+from tests.allocator.conftest import GIB, MIB, Background, block, diversion_underway, tier
+from tests.simulator import sim
+
+pytestmark = pytest.mark.simulated
+
+
+def num_ooms() -> int:
+    return int(torch.cuda.memory_stats()["num_ooms"])
+
+
+def test_failed_managed_allocation_raises_torchs_error_with_both_tiers() -> None:
+    egm_alloc.enable(threshold_gib=1)
+    small = block(8 * MIB)
+    before = egm_alloc.stats()
+    with sim.fail_call("cudaMallocManaged", error="cudaErrorMemoryAllocation", times=2):
+        with pytest.raises(torch.cuda.OutOfMemoryError) as caught:
+            block(3 * GIB)
+    message = str(caught.value)
+    assert "device tier" in message
+    assert "extended tier" in message
+    assert "cudaErrorMemoryAllocation" in message
+    assert "3.00 GiB" in message
+    after = egm_alloc.stats()
+    assert after.extended == before.extended
+    assert after.device_tier.allocated_bytes == before.device_tier.allocated_bytes
+    assert tier(block(3 * GIB)) == "extended"
+    assert small.numel() == 8 * MIB
+
+
+def test_other_failures_keep_their_cuda_error_name() -> None:
+    egm_alloc.enable(threshold_gib=1)
+    with sim.fail_call("cudaMallocManaged", error="cudaErrorNotSupported", times=2):
+        with pytest.raises(torch.cuda.OutOfMemoryError, match="cudaErrorNotSupported"):
+            block(3 * GIB)
+    assert tier(block(3 * GIB)) == "extended"
+
+
+def test_one_failure_is_retried_in_a_fresh_pool() -> None:
+    egm_alloc.enable(threshold_gib=1)
+    cached = block(2 * GIB)
+    del cached
+    with sim.fail_call("cudaMallocManaged", error="cudaErrorMemoryAllocation", times=1):
+        tensor = block(4 * GIB)
+    assert tier(tensor) == "extended"
+    assert egm_alloc.stats().extended["managed"].segments == 1  # the cached one was given back
+
+
+def test_limit_refuses_before_torch_is_asked() -> None:
+    egm_alloc.enable(threshold_gib=1, limit_gib=4)
+    before = num_ooms() if torch.cuda.is_initialized() else 0
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="limit of 4.00 GiB") as caught:
+        block(5 * GIB)
+    assert "limit_gib" in str(caught.value)
+    assert num_ooms() == before
+    assert egm_alloc.stats().extended["managed"].limit_refusals >= 1
+
+
+def test_limit_counts_live_memory_and_frees_cached_memory_for_it() -> None:
+    egm_alloc.enable(threshold_gib=1, limit_gib=4)
+    live, cached = block(2 * GIB), block(2 * GIB)
+    del cached
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="limit"):
+        block(3 * GIB)
+    replaced = block(1 * GIB)
+    assert egm_alloc.stats().extended["managed"].reserved_bytes == 3 * GIB
+    egm_alloc.enable(limit_gib=None)
+    assert tier(block(3 * GIB)) == "extended"
+    assert live.numel() + replaced.numel() == 3 * GIB
+
+
+def test_hbm_request_gets_memory_cached_by_extended_device_segments() -> None:
+    egm_alloc.enable(threshold_gib=4, backing="device")
+    hbm = torch.cuda.get_device_properties(0).total_memory
+    cached = block(hbm - 2 * GIB)
+    assert tier(cached) == "extended"
+    del cached
+    fits_only_without_it = block(3 * GIB)
+    assert tier(fits_only_without_it) == "device"
+
+
+def test_hbm_request_beside_a_diversion_may_use_the_cache() -> None:
+    # Up to torch 2.12 a recording on any thread keeps torch from freeing its cache and trying
+    # again: a spurious OutOfMemoryError in a thread that diverts nothing.
+    hbm = torch.cuda.get_device_properties(0).total_memory
+    pieces = [block(512 * MIB) for _ in range(hbm // (512 * MIB) - 2)]
+    del pieces  # nearly all of HBM is cached, in pieces too small for the request below
+    egm_alloc.enable(threshold_gib=3)
+    with diversion_underway(sim) as diverting:
+        small = Background(lambda: block(2 * GIB))
+        small.join(0.5)
+    diverting.finish()
+    tensor = small.finish()
+    assert isinstance(tensor, torch.Tensor)
+    assert tier(tensor) == "device"
+
+
+def test_genuine_out_of_memory_in_hbm_is_torchs_own() -> None:
+    egm_alloc.enable(threshold_gib=1 << 20)
+    hbm = torch.cuda.get_device_properties(0).total_memory
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        block(2 * hbm)
+
+
+def test_observer_that_allocates_does_not_deadlock_and_stays_in_hbm() -> None:
+    egm_alloc.enable(threshold_gib=1)
+    seen: list[tuple[str | None, str | None]] = []
+    active = True
+
+    def observer(device: int, alloc: int, allocated: int, free: int) -> None:
+        if active:
+            seen.append((tier(block(1024)), tier(block(2 * GIB))))
+            torch.cuda.empty_cache()
+
+    torch._C._cuda_attach_out_of_memory_observer(observer)
+    try:
+        with sim.fail_call("cudaMallocManaged", error="cudaErrorMemoryAllocation", times=2):
+            with pytest.raises(torch.cuda.OutOfMemoryError):
+                Background(lambda: block(3 * GIB)).finish()
+    finally:
+        active = False  # an observer cannot be detached
+    assert seen
+    assert set(seen) == {("device", "device")}
+    assert tier(block(3 * GIB)) == "extended"
+
+
+@pytest.mark.parametrize("call", ["cudaMemAdvise", "cudaMemPrefetchAsync"])
+def test_failed_hint_warns_once_counts_and_returns_the_memory(call: str) -> None:
+    egm_alloc.enable(mode="managed")
+    with sim.fail_call(call, error="cudaErrorInvalidDevice", times=1000):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            tensors = [block(64 * MIB), block(96 * MIB)]
+    stats = egm_alloc.stats().extended["managed"]
+    assert all(tier(tensor) == "extended" for tensor in tensors)
+    failures = stats.advice_failures if call == "cudaMemAdvise" else stats.prefetch_failures
+    assert failures >= 2
+    ours = [w for w in caught if call in str(w.message)]
+    assert len(ours) <= 1  # once per process: an earlier test may have used it up
+    for warning in ours:
+        assert "cudaErrorInvalidDevice" in str(warning.message)
+
+
+def test_every_cuda_call_of_a_diversion_may_fail_without_a_leak() -> None:
+    egm_alloc.enable(mode="managed")
+
+    def scenario() -> None:
+        tensor = block(64 * MIB)
+        del tensor
+        torch.cuda.empty_cache()
+
+    scenario()
+    with sim.call_log() as log:
+        scenario()
+    names = {call.name for call in log} & {
+        "cudaMallocManaged",
+        "cudaMemAdvise",
+        "cudaMemPrefetchAsync",
+        "cudaStreamCreateWithFlags",
+        "cudaThreadExchangeStreamCaptureMode",
+    }
+    assert {"cudaMallocManaged", "cudaMemAdvise", "cudaMemPrefetchAsync"} <= names
+    for name in sorted(names):
+        for nth in range(1, 4):
+            with sim.fail_call(name, error="cudaErrorUnknown", nth=nth, times=1):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    try:
+                        scenario()
+                    except torch.cuda.OutOfMemoryError:
+                        pass
+            torch.cuda.empty_cache()
+            assert egm_alloc.stats().extended["managed"].segments == 0, (name, nth)
+            assert not sim.live_allocations(0).get("managed"), (name, nth)
+        scenario()

@@ -1,0 +1,69 @@
+"""Every test starts with egm_alloc off, its default configuration and an untouched simulator.
+
+Markers: ``simulated`` needs the simulated device (``make test``), ``gpu`` a real one
+(``make test-gpu``). A test that lacks its device is skipped, and the skip says why.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import egm_alloc
+from egm_alloc import control
+from tests.simulator import sim
+
+# What the imports made stays. Otherwise each collection below walks all of torch, for 0.2 s.
+gc.freeze()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the marker known."""
+    config.addinivalue_line("markers", "simulated: needs the simulated device; run 'make test'")
+
+
+def _missing(item: pytest.Item) -> str | None:
+    if item.get_closest_marker("simulated") and not sim.active:
+        return "needs the simulated device: run make test"
+    if item.get_closest_marker("gpu"):
+        if sim.active:
+            return "needs a real GPU, and the device here is simulated: run make test-gpu"
+        if not torch.cuda.is_available():
+            return "needs a GPU, and there is none here"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests whose device is missing."""
+    for item in items:
+        reason = _missing(item)
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _free_everything() -> None:
+    egm_alloc.disable()
+    control._config = None
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+
+@pytest.fixture(autouse=True)
+def fresh_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Reset egm_alloc, its environment and the simulator around each test."""
+    for name in os.environ:
+        if name.startswith("EGM_ALLOC_"):
+            monkeypatch.delenv(name)
+    _free_everything()
+    if sim.active:
+        sim.reset()
+    yield
+    if sim.active:
+        sim.reset()
+    _free_everything()

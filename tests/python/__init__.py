@@ -1,0 +1,1 @@
+"""Tests of the Python face: configuration, switching on and off, statistics, tensors."""

@@ -1,0 +1,89 @@
+"""The benchmarks' own arithmetic, and that demo and soak run on the simulated device."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import COMPARISONS, Measurements, compare, markdown
+from benchmarks.worker import ALLOCATIONS, PLAN
+
+ROOT = Path(__file__).parents[2]
+WORKED = {row for setups in PLAN.values() for rows in setups.values() for row in rows}
+
+
+def test_every_comparison_is_measured() -> None:
+    measured = {
+        (setup, row) for setups in PLAN.values() for setup, rows in setups.items() for row in rows
+    }
+    for comparison in COMPARISONS:
+        assert (comparison.setup, comparison.row) in measured
+        assert ("native", comparison.row) in measured
+
+
+def test_ratio_is_of_medians_and_decides() -> None:
+    measurements: Measurements = {
+        ("native", "alloc 64 MiB"): [2e-6, 1e-6, 9e-6],
+        ("low threshold", "alloc 64 MiB"): [2.5e-6, 9e-6, 1e-6],
+        ("pair", "alloc 64 MiB"): [500e-6],
+    }
+    ((line,), met) = compare(measurements)
+    assert line == [
+        "alloc 64 MiB", "low threshold", "2.00", "2.50", "500.00", "1.250", "200", "1.5, pair/100",
+        "ok",
+    ]  # fmt: skip
+    assert met
+
+
+@pytest.mark.parametrize(("ours", "pair"), [(4e-6, 800e-6), (2e-6, 100e-6)])
+def test_missed_target_is_said(ours: float, pair: float) -> None:
+    row = ALLOCATIONS[2]
+    measurements: Measurements = {
+        ("native", row): [2e-6],
+        ("low threshold", row): [ours],
+        ("pair", row): [pair],
+    }
+    lines, met = compare(measurements)
+    assert lines[-1][-1] == "MISSED"
+    assert not met
+
+
+def test_table_is_markdown() -> None:
+    table = markdown([["a"] * 9]).splitlines()
+    assert table[0].startswith("| row ")
+    assert set(table[1]) == set("|- ")
+    assert len({len(line) for line in table}) == 1
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of the repository on the simulated machine that this process is on."""
+    return subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
+        check=False,
+    )
+
+
+@pytest.mark.simulated
+def test_demo_runs_and_says_that_it_is_simulated() -> None:
+    result = run("examples/demo.py", "--steps", "4")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("simulated: ")
+    assert "loss," not in result.stdout
+    assert "key-value cache" in result.stdout
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize("mode", ["tiered", "managed"])
+def test_soak_finds_no_growth(mode: str) -> None:
+    command = ["-m", "tests.simulator", "--hbm-gib", "400", "--", sys.executable]
+    result = run(*command, "benchmarks/soak.py", "--operations", "20000", "--mode", mode)
+    assert result.returncode == 0, result.stdout + result.stderr
