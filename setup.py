@@ -7,7 +7,7 @@ from setuptools import setup
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from build_backend.extension import command, extension  # noqa: E402
+from build_backend.extension import command, extension
 
 setup(
     license="Apache-2.0",

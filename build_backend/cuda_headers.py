@@ -145,9 +145,10 @@ def include_folders(
     """
     folders, missing = find(cuda, search_path, environment, machine)
     if missing:
+        major = cuda.partition(".")[0]
         packages = " ".join(f"'{package}'" for package in missing)
         raise BuildStop(
-            f"no headers of CUDA {cuda.split('.')[0]} here: type \"pip install {packages}\", or "
+            f'no headers of CUDA {major} here: type "pip install {packages}", or '
             "set CUDA_HOME to a toolkit of that version"
         )
     return folders

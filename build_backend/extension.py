@@ -78,6 +78,7 @@ def _building(torch: target_torch.TargetTorch) -> type[build_ext]:
             module.library_dirs += cpp_extension.library_paths()
             module.libraries += ["c10", "c10_cuda", "torch", "torch_cpu", "torch_cuda"]
             module.libraries += ["torch_python"]
+            module.extra_link_args += _shared_libstdcxx()
             # As system headers, so that our warnings are about our code.
             system = [*cpp_extension.include_paths(), *_cuda_include_folders(torch)]
             module.extra_compile_args += [f"-isystem{folder}" for folder in system]
@@ -88,6 +89,19 @@ def _building(torch: target_torch.TargetTorch) -> type[build_ext]:
 
     _put_ninja_on_path()
     return Building
+
+
+def _shared_libstdcxx() -> list[str]:
+    """Return the path of the C++ library that torch runs with, to be linked by name.
+
+    A compiler outside of the distribution's may have only a static one. An extension with a C++
+    library of its own inside torch's process crashes in its first stream.
+    """
+    import torch  # noqa: F401  (loads it)
+
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        paths = {line.split(maxsplit=5)[-1].strip() for line in maps if "libstdc++.so" in line}
+    return sorted(paths)[:1]
 
 
 def _put_ninja_on_path() -> None:

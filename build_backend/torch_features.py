@@ -23,18 +23,21 @@ _CLASSES = {
 
 # Virtuals that every supported torch declares (read off 2.11.0 to 2.15.0).
 _ALWAYS = frozenset(
-    """
-    allocate is_simple_data_ptr raw_deleter copy_data
-    initialized emptyCache recordStream getDeviceStats resetAccumulatedStats resetPeakStats
-    getMemoryInfo
-    raw_alloc raw_alloc_with_stream raw_delete init getMemoryFraction setMemoryFraction
-    getExpandableSegmentSizes enable isEnabled cacheInfo getBaseAllocation snapshot
-    beginAllocateToPool endAllocateToPool releasePool getPoolUseCount createOrIncrefPool
-    setUseOnOOM setNoSplit checkPoolLiveAllocations shareIpcHandle getIpcDevPtr
-    isHistoryEnabled recordHistory recordAnnotation pushCompileContext popCompileContext
-    setUserMetadata getUserMetadata attachOutOfMemoryObserver attachAllocatorTraceTracker
-    enablePeerAccess memcpyAsync getCheckpointState setCheckpointPoolState name
-    """.split()
+    re.findall(
+        r"\w+",
+        """
+        allocate is_simple_data_ptr raw_deleter copy_data
+        initialized emptyCache recordStream getDeviceStats resetAccumulatedStats resetPeakStats
+        getMemoryInfo
+        raw_alloc raw_alloc_with_stream raw_delete init getMemoryFraction setMemoryFraction
+        getExpandableSegmentSizes enable isEnabled cacheInfo getBaseAllocation snapshot
+        beginAllocateToPool endAllocateToPool releasePool getPoolUseCount createOrIncrefPool
+        setUseOnOOM setNoSplit checkPoolLiveAllocations shareIpcHandle getIpcDevPtr
+        isHistoryEnabled recordHistory recordAnnotation pushCompileContext popCompileContext
+        setUserMetadata getUserMetadata attachOutOfMemoryObserver attachAllocatorTraceTracker
+        enablePeerAccess memcpyAsync getCheckpointState setCheckpointPoolState name
+        """,
+    )
 )
 
 # Virtuals that only some declare, and what the macros call them.

@@ -37,7 +37,7 @@ def check_machine() -> None:
     """Exit with one sentence if the machine lacks what cannot be installed from here."""
     if not sys.platform.startswith("linux"):
         sys.exit("egm_alloc: only Linux is supported")
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 - the package's own floor is told here
         sys.exit(f"egm_alloc: {sys.executable} is too old; put Python 3.10 or newer on the PATH")
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
         sys.exit("egm_alloc: Python's headers are missing: type 'apt-get install python3-dev'")
@@ -75,6 +75,8 @@ def make_venv(venv: Path, borrowed: target_torch.TargetTorch | None) -> None:
     print(f"egm_alloc: making {venv.name}", flush=True)
     if subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=False).returncode:
         sys.exit(f"egm_alloc: 'python3 -m venv {venv}' failed: type 'apt-get install python3-venv'")
+    # Sorts before the other one: the source tree comes before an egm_alloc installed elsewhere.
+    (site_packages(venv) / "_source_tree.pth").write_text(f"{ROOT}\n")
     if borrowed is not None:
         print(f"egm_alloc: using torch {borrowed.version} of {sys.executable}")
         standard = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
@@ -97,14 +99,17 @@ def site_packages(venv: Path) -> Path:
 def pip_install(python: Path, requirements: list[str]) -> None:
     """Install packages into the virtual environment."""
     print(f"egm_alloc: installing {' '.join(requirements)}", flush=True)
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     if subprocess.run([*command, *requirements], check=False).returncode:
         sys.exit(f"egm_alloc: pip could not install {' '.join(requirements)}")
 
 
 def lacking(python: Path, tools: dict[str, str]) -> list[str]:
     """Return what to install of the tools that the virtual environment cannot import."""
-    probe = "import importlib.util, sys; [print(n) for n in sys.argv[1:] if not importlib.util.find_spec(n)]"
+    probe = (
+        "from importlib.util import find_spec; import sys; "
+        "print(*(name for name in sys.argv[1:] if not find_spec(name)))"
+    )
     answer = subprocess.run(
         [python, "-c", probe, *tools], stdout=subprocess.PIPE, text=True, check=True
     )
@@ -113,7 +118,10 @@ def lacking(python: Path, tools: dict[str, str]) -> list[str]:
 
 def lacking_versions(python: Path, pins: list[str]) -> list[str]:
     """Return the pins that the virtual environment does not meet."""
-    probe = "from importlib.metadata import distributions as d; [print(f'{x.name}=={x.version}') for x in d()]"
+    probe = (
+        "from importlib.metadata import distributions; "
+        "print(*(f'{found.name}=={found.version}' for found in distributions()))"
+    )
     answer = subprocess.run([python, "-c", probe], stdout=subprocess.PIPE, text=True, check=True)
     return [pin for pin in pins if pin not in answer.stdout.split()]
 
@@ -141,11 +149,13 @@ def is_built(torch: target_torch.TargetTorch) -> bool:
 def build(python: Path, venv: Path, torch: target_torch.TargetTorch) -> None:
     """Build the extension into the source tree; each environment keeps its own object files."""
     print(f"egm_alloc: building for torch {torch.version}", flush=True)
-    command = [python, "setup.py", "--quiet", "build_ext", "--inplace"]
+    command = [str(python), "setup.py", "--quiet", "build_ext", "--inplace"]
     command += ["--build-temp", f"build/{venv.name}", "--build-lib", f"build/{venv.name}/lib"]
     log = venv / "build.log"
     with log.open("w") as output:
-        done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False
+        )
     if done.returncode:
         sys.exit(f"{log.read_text()}\negm_alloc: the build failed; its output is in {log}")
 
@@ -166,7 +176,9 @@ def main() -> None:
     stamp = venv / "egm_alloc_environment.txt"
     borrowed = active_torch(options.torch)
     if Path(sys.prefix).resolve() != venv.resolve():
-        state = f"python: {sys.executable} {sys.version}\nborrowed: {borrowed}\n"
+        state = f"{sys.executable} {sys.version}\n"
+        if borrowed is not None:
+            state += f"{borrowed.folder} {borrowed.version} {borrowed.git_version}\n"
         if not stamp.exists() or stamp.read_text() != state:
             make_venv(venv, borrowed)
             if borrowed is None:
