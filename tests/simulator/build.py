@@ -18,9 +18,11 @@ from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
 _SOURCES = _HERE / "csrc"
+_NVML_SOURCE = _SOURCES / "nvml" / "nvml.cpp"
 _BUILD = _HERE / "build"
 # The object also stands in for the driver: whoever opens libcuda.so.1 finds it by its soname.
 _SONAME = "libcuda.so.1"
+_NVML_SONAME = "libnvidia-ml.so.1"
 # The C++ runtime is linked in and hidden, so that the object can be loaded into any process,
 # whatever its own libstdc++ is.
 _FLAGS = [
@@ -74,20 +76,27 @@ def find_headers() -> Path:
 
 def _digest(compiler: str, headers: Path) -> str:
     state = hashlib.sha256()
-    for source in sorted(_SOURCES.iterdir()):
+    for source in sorted(path for path in _SOURCES.rglob("*") if path.is_file()):
         state.update(source.name.encode() + source.read_bytes())
     state.update(repr((compiler, _FLAGS)).encode())
     state.update((headers / "cuda.h").read_bytes())
     return state.hexdigest()[:16]
 
 
-def build() -> Path:
-    """The shared object, built if need be.
+def _compile(command: list[str]) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+    result = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    if result.returncode != 0:
+        raise RuntimeError(f"building the simulator failed:\n{result.stderr}")
+
+
+def build() -> list[Path]:
+    """The shared objects, built if need be.
 
     Returns
     -------
-    Path
-        Of the object to preload.
+    list of Path
+        Of the objects to preload: CUDA's runtime and driver, and NVML.
 
     Raises
     ------
@@ -98,21 +107,19 @@ def build() -> Path:
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise RuntimeError("the simulator needs g++ (or the compiler that CXX names)")
-    library = _BUILD / _digest(compiler, headers) / _SONAME
+    folder = _BUILD / _digest(compiler, headers)
+    libraries = [folder / _SONAME, folder / _NVML_SONAME]
     _BUILD.mkdir(exist_ok=True)
     with (_BUILD / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # parallel test runs build once
-        if library.is_file():
-            return library
-        library.parent.mkdir(exist_ok=True)
-        partial = library.with_suffix(".partial")
+        if folder.is_dir():
+            return libraries
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
         sources = [str(source) for source in sorted(_SOURCES.glob("*.cpp"))]
-        command = [compiler, *_FLAGS, f"-I{headers}", *sources, "-o", str(partial), "-ldl"]
-        environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
-        result = subprocess.run(
-            command, check=False, capture_output=True, text=True, env=environment
-        )
-        if result.returncode != 0:
-            raise RuntimeError(f"building the simulator failed:\n{result.stderr}")
-        partial.rename(library)
-        return library
+        _compile([compiler, *_FLAGS, f"-I{headers}", *sources, "-o", str(partial / _SONAME), "-ldl"])
+        nvml = ["-shared", "-fPIC", f"-Wl,-soname,{_NVML_SONAME}", str(_NVML_SOURCE)]
+        _compile([compiler, *nvml, "-o", str(partial / _NVML_SONAME)])
+        partial.rename(folder)
+        return libraries

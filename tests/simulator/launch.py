@@ -39,10 +39,9 @@ def environment(
         Further variables; None removes one.
     """
     variables = dict(os.environ)
-    library = str(build())
+    libraries = [str(library) for library in build()]
     before = [entry for entry in variables.get("LD_PRELOAD", "").split(":") if entry]
-    before = [entry for entry in before if Path(entry).parents[1] != Path(library).parents[1]]
-    variables["LD_PRELOAD"] = ":".join([*before, library])
+    variables["LD_PRELOAD"] = ":".join(dict.fromkeys([*before, *libraries]))
     variables["EGM_SIM_MACHINE"] = machine
     variables["EGM_SIM_DEVICES"] = str(devices)
     variables["EGM_SIM_HBM_GIB"] = str(hbm_gib)

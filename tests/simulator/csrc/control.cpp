@@ -56,6 +56,7 @@ int egm_sim_hold(uintptr_t stream, int all, int on) {
 }
 
 int egm_sim_devices() { return machine().devices; }
+int egm_sim_has_driver() { return machine().preset->has_driver ? 1 : 0; }
 const char* egm_sim_machine() { return machine().preset->name; }
 size_t egm_sim_host_bytes() { return machine().host_bytes; }
 size_t egm_sim_egm_bytes() { return machine().egm_bytes; }
