@@ -1,7 +1,10 @@
 """Time egm_alloc beside native torch and the plain pair, and print the ratios.
 
-Every setup runs in fresh processes, one after the other, round after round, so that a change of the
-machine during the run meets all of them. Native torch runs without egm_alloc being imported.
+Every setup has a process of its own. They live side by side and take turns batch by batch, on the
+same processor where one is enough, so that a change of the machine during the run meets all of
+them. Native torch runs without egm_alloc being imported. A ratio is the median of the ratios of the
+turns. "Pair" is the plain malloc/free pair as torch's whole allocator: this package's C pair, which
+takes the same steps as the one that users have today.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import torch
 
 from benchmarks import worker
 
-# From (setup, row) to one number of seconds per round.
+# From (setup, row) to the seconds of one unit of work, turn by turn.
 Measurements = dict[tuple[str, str], list[float]]
 
 
@@ -31,7 +34,7 @@ class Comparison:
     Parameters
     ----------
     setup, row : str
-        As in ``worker.PLAN``.
+        As in ``worker.SETUPS``.
     target : float or None
         The most that the ratio to native may be; None if it is only reported.
     faster_than_pair : float or None
@@ -57,53 +60,96 @@ COMPARISONS = [
 ]
 
 
-def measure(rounds: int, only: str) -> Measurements:
-    """Run every process `rounds` times, in turn, and gather what they print."""
+WARM_UP = 3  # turns that are not counted
+SLOW_ROWS = (*worker.STEPS, worker.SMALL_THREADS, worker.NINTH_THREAD)
+
+
+class Process:
+    """A live worker."""
+
+    def __init__(self, setup: str) -> None:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("EGM_ALLOC_")}
+        environment["EGM_ALLOC_AUTO_ENABLE"] = "0"
+        self.setup = setup
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker", setup],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[1],
+        )
+
+    def batch(self, row: str) -> float | None:
+        """Return the seconds of one batch of a row, or None if it was skipped."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(row + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline().strip()
+        if not answer:
+            raise SystemExit(f"benchmarks: the process of {self.setup!r} ended")
+        return None if answer == "skipped" else float(answer)
+
+    def end(self) -> None:
+        """Let it end, and wait."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def measure(turns: int, only: str) -> Measurements:
+    """Time every row under every setup that has it, taking turns."""
     measurements: Measurements = defaultdict(list)
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("EGM_ALLOC_")
-    }
-    environment["EGM_ALLOC_AUTO_ENABLE"] = "0"
-    root = Path(__file__).parents[1]
-    for number in range(1, rounds + 1):
-        for process in worker.PLAN:
-            print(f"round {number} of {rounds}: {process}", file=sys.stderr, flush=True)
-            result = subprocess.run(
-                [sys.executable, "-m", "benchmarks.worker", process, only],
-                env=environment,
-                stdout=subprocess.PIPE,
-                text=True,
-                cwd=root,
-                check=False,
-            )
-            if result.returncode != 0:
-                raise SystemExit(f"benchmarks: {process} failed with status {result.returncode}")
-            for line in result.stdout.splitlines():
-                found = json.loads(line)
-                measurements[found["setup"], found["row"]].append(found["seconds"])
+    processes = [Process(setup) for setup in worker.SETUPS]
+    for row in worker.SETUPS["native"]:
+        if only not in row:
+            continue
+        print(f"timing: {row}", file=sys.stderr, flush=True)
+        taking_part = [each for each in processes if row in worker.SETUPS[each.setup]]
+        counted = max(1, turns // 2) if row in SLOW_ROWS else turns
+        for turn in range(WARM_UP + counted):
+            # The first of a turn may find caches cold: each is first as often as the others.
+            first = turn % len(taking_part)
+            for process in taking_part[first:] + taking_part[:first]:
+                seconds = process.batch(row)
+                if turn >= WARM_UP and seconds is not None:
+                    measurements[process.setup, row].append(seconds)
+        for process in taking_part:
+            process.batch("")
+    for process in processes:
+        process.end()
     return measurements
+
+
+def _ratio(ours: list[float], other: list[float]) -> float:
+    """Return the median over the turns of ours divided by the other."""
+    return statistics.median(a / b for a, b in zip(ours, other, strict=True))
 
 
 def _microseconds(seconds: list[float] | None) -> str:
     return f"{statistics.median(seconds) * 1e6:.2f}" if seconds else "-"
 
 
-def compare(measurements: Measurements) -> tuple[list[list[str]], bool]:
+def compare(measurements: Measurements, only: str = "") -> tuple[list[list[str]], bool]:
     """Return the lines of the table and whether every target is met."""
     lines, met = [], True
     for comparison in COMPARISONS:
+        if only not in comparison.row:
+            continue
         ours = measurements.get((comparison.setup, comparison.row))
         native = measurements.get(("native", comparison.row))
         if not ours or not native:
+            unmeasured = [comparison.row, comparison.setup, *["-"] * 6, "not measured"]
+            lines.append(unmeasured)
+            met = False
             continue
-        pair = None
-        if comparison.setup == "low threshold":
-            pair = measurements.get(("pair", comparison.row))
-        ratio = statistics.median(ours) / statistics.median(native)
+        pair = measurements.get(("pair", comparison.row))
+        ratio = _ratio(ours, native)
         ok = comparison.target is None or ratio <= comparison.target
-        times_faster = statistics.median(pair) / statistics.median(ours) if pair else None
-        if comparison.faster_than_pair is not None and times_faster is not None:
-            ok = ok and times_faster >= comparison.faster_than_pair
+        times_faster = _ratio(pair, ours) if pair else None
+        if comparison.faster_than_pair is not None:
+            ok = ok and times_faster is not None and times_faster >= comparison.faster_than_pair
         met = met and ok
         target = "reported" if comparison.target is None else f"{comparison.target:g}"
         if comparison.faster_than_pair is not None:
@@ -116,7 +162,7 @@ def compare(measurements: Measurements) -> tuple[list[list[str]], bool]:
                 _microseconds(ours),
                 _microseconds(pair),
                 f"{ratio:.3f}",
-                f"{times_faster:.0f}" if times_faster else "-",
+                f"{times_faster:.1f}" if times_faster else "-",
                 target,
                 "ok" if ok else "MISSED",
             ]
@@ -141,20 +187,20 @@ def markdown(lines: list[list[str]]) -> str:
 def main() -> int:
     """Measure, print the table; return 0 if every target is met."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of processes (default 3)")
+    parser.add_argument("--turns", type=int, default=45, help="turns per row (default 45)")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows with TEXT in their name")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every measurement")
     arguments = parser.parse_args()
-    if arguments.rounds < 1:
-        parser.error("--rounds must be at least 1")
+    if arguments.turns < 1:
+        parser.error("--turns must be at least 1")
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks: no GPU here")
     name = torch.cuda.get_device_name()
-    measurements = measure(arguments.rounds, arguments.only)
-    lines, met = compare(measurements)
+    measurements = measure(arguments.turns, arguments.only)
+    lines, met = compare(measurements, arguments.only)
     print(
-        f"torch {torch.__version__}, {name}; medians of {arguments.rounds} rounds; "
-        "ratio = ours / native\n"
+        f"torch {torch.__version__}, {name}; medians of {arguments.turns} turns, "
+        "half of them for steps and threads; ratio = ours / native, turn by turn\n"
     )
     print(markdown(lines))
     if arguments.json:

@@ -1,14 +1,16 @@
-"""What is timed: one function per kind of work, each returning seconds per unit of work.
+"""What is timed: one function per kind of work.
 
+Each prepares its work and returns a function that times one batch of it, in seconds per unit.
 Nothing here knows which allocator is in use; ``worker.py`` sets that up.
 """
 
 from __future__ import annotations
 
-import statistics
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -25,71 +27,86 @@ ALLOCATION_SIZES = {
 THREADS = 8
 _WIDTH, _LAYERS = 1024, 8
 
+Batch = Callable[[], float]
 
-def median_of_batches(work: Callable[[], object], repeats: int, batches: int) -> float:
-    """Return the median over `batches` of the mean seconds of one `work()` among `repeats`."""
-    seconds = []
-    for _ in range(batches):
+
+@contextmanager
+def one_processor() -> Iterator[None]:
+    """Keep this thread on one processor, the same in every process that is compared."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(allowed)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def _batch_of(work: Callable[[], object], repeats: int) -> Batch:
+    def batch() -> float:
         torch.cuda.synchronize()
         start = time.perf_counter()
         for _ in range(repeats):
             work()
         torch.cuda.synchronize()
-        seconds.append((time.perf_counter() - start) / repeats)
-    return statistics.median(seconds)
+        return (time.perf_counter() - start) / repeats
+
+    return batch
 
 
-def allocation(size_bytes: int, cached: bool) -> float:
-    """Return seconds for one allocation and free of `size_bytes`; few repeats if not cached."""
+def allocation(size_bytes: int, cached: bool) -> Batch:
+    """Time an allocation and free of `size_bytes`; few repeats if nothing caches them."""
 
     def work() -> None:
         torch.empty(size_bytes, dtype=torch.uint8, device="cuda")
 
-    for _ in range(3):
-        work()
-    if cached:
-        return median_of_batches(work, repeats=2000, batches=15)
-    return median_of_batches(work, repeats=3 if size_bytes >= GIB else 20, batches=5)
+    repeats = 2000 if cached else 3 if size_bytes >= GIB else 20
+    timed = _batch_of(work, repeats)
+
+    def batch() -> float:
+        with one_processor():
+            return timed()
+
+    return batch
 
 
-def threads(large_bytes: int | None) -> float:
-    """Return seconds per small allocation with 8 threads at it, perhaps beside a ninth.
+def threads(large_bytes: int | None) -> Batch:
+    """Time a small allocation with 8 threads at it, perhaps beside a ninth.
 
     Parameters
     ----------
     large_bytes : int or None
         What the ninth thread allocates over and over; None for no ninth thread.
     """
-    rounds, per_round = 11, 2000
-    seconds = []
-    for _ in range(rounds):
+    per_thread = 2000
+
+    def batch() -> float:
         start_line = threading.Barrier(THREADS + 1)
         done = threading.Event()
 
-        def small(line: threading.Barrier = start_line) -> None:
-            line.wait()
-            for index in range(per_round):
+        def small() -> None:
+            start_line.wait()
+            for index in range(per_thread):
                 torch.empty(512 << (index % 8), dtype=torch.uint8, device="cuda")
 
-        def large(finished: threading.Event = done) -> None:
-            while not finished.is_set():
+        def large() -> None:
+            while not done.is_set():
                 torch.empty(large_bytes or 0, dtype=torch.uint8, device="cuda")
 
         workers = [threading.Thread(target=small) for _ in range(THREADS)]
-        ninth = threading.Thread(target=large)
-        for worker in workers:
-            worker.start()
-        if large_bytes is not None:
-            ninth.start()
+        ninth = [threading.Thread(target=large)] if large_bytes is not None else []
+        for thread in (*workers, *ninth):
+            thread.start()
         start_line.wait()
         start = time.perf_counter()
         for worker in workers:
             worker.join()
-        seconds.append((time.perf_counter() - start) / (THREADS * per_round))
+        seconds = (time.perf_counter() - start) / (THREADS * per_thread)
         done.set()
-        if large_bytes is not None:
-            ninth.join()
-    return statistics.median(seconds)
+        for thread in ninth:
+            thread.join()
+        return seconds
+
+    return batch
 
 
 def _transformer() -> nn.Module:
@@ -100,8 +117,8 @@ def _transformer() -> nn.Module:
     return nn.TransformerEncoder(layer, _LAYERS, enable_nested_tensor=False).cuda()
 
 
-def training() -> float:
-    """Return seconds of one training step: batch 8, 512 tokens, width 1024, 8 layers, bfloat16."""
+def training() -> Batch:
+    """Time a training step: batch 8, 512 tokens, width 1024, 8 layers, bfloat16 autocast."""
     model = _transformer()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     data = torch.randn(8, 512, _WIDTH, device="cuda")
@@ -113,13 +130,11 @@ def training() -> float:
         loss.backward()
         optimizer.step()
 
-    for _ in range(10):
-        work()
-    return median_of_batches(work, repeats=5, batches=11)
+    return _batch_of(work, repeats=5)
 
 
-def inference() -> float:
-    """Return seconds of one inference step: batch 1, 128 tokens, width 1024, 8 layers, bfloat16."""
+def inference() -> Batch:
+    """Time an inference step: batch 1, 128 tokens, width 1024, 8 layers, bfloat16."""
     model = _transformer().to(torch.bfloat16)  # not eval(): that takes another, fused path
     data = torch.randn(1, 128, _WIDTH, device="cuda", dtype=torch.bfloat16)
 
@@ -127,6 +142,10 @@ def inference() -> float:
         with torch.no_grad():
             model(data)
 
-    for _ in range(20):
-        work()
-    return median_of_batches(work, repeats=20, batches=15)
+    timed = _batch_of(work, repeats=20)
+
+    def batch() -> float:
+        with one_processor():
+            return timed()
+
+    return batch

@@ -1,14 +1,13 @@
-"""One process of the comparison: sets one allocator up, times its rows, prints them as JSON lines.
+"""One process of the comparison: sets one allocator up and times batches on request.
 
-Each line is ``{"setup": ..., "row": ..., "seconds": ...}``.
+Reads the name of a row per line; answers each with the seconds of one batch, or "skipped". An empty
+line makes it forget the row before. The caller lets only one process work at a time.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import sys
-from collections.abc import Callable, Iterator
 
 import torch
 
@@ -22,15 +21,14 @@ SMALL_THREADS = "8 threads, small"
 NINTH_THREAD = "8 threads, small; ninth 64 MiB"
 EVERY_ROW = (*ALLOCATIONS, *STEPS, SMALL_THREADS)
 
-# (process, setup) -> its rows. A process goes through its setups in this order.
-PLAN: dict[str, dict[str, tuple[str, ...]]] = {
-    "native": {"native": (*EVERY_ROW, NINTH_THREAD)},
-    "ours": {
-        "tiered": (*ALLOCATIONS[:3], *STEPS, SMALL_THREADS),
-        "low threshold": (*ALLOCATIONS[2:], NINTH_THREAD),
-    },
-    "managed": {"managed": STEPS, "managed, recorded": EVERY_ROW},
-    "pair": {"pair": ALLOCATIONS[2:]},
+# Each setup is a process of its own; native torch runs without egm_alloc being imported.
+SETUPS: dict[str, tuple[str, ...]] = {
+    "native": (*EVERY_ROW, NINTH_THREAD),
+    "tiered": (*ALLOCATIONS[:3], *STEPS, SMALL_THREADS),
+    "low threshold": (*ALLOCATIONS[2:], NINTH_THREAD),
+    "managed": STEPS,
+    "managed, recorded": EVERY_ROW,
+    "pair": (*ALLOCATIONS, *STEPS),
 }
 
 
@@ -54,36 +52,34 @@ def _set_up(setup: str) -> None:
         raise ValueError(f"unknown setup {setup!r}")
 
 
-def _measure(setup: str, row: str) -> float:
+def _prepare(setup: str, row: str) -> rows.Batch | None:
     size = rows.ALLOCATION_SIZES.get(row.removeprefix("alloc "))
     if size is not None:
+        # More managed memory than is free can slow a GPU down for everybody on it.
+        if size > torch.cuda.mem_get_info()[0] // 2:
+            return None
         return rows.allocation(size, cached=setup != "pair")
-    measures: dict[str, Callable[[], float]] = {
-        "training step": rows.training,
-        "inference step": rows.inference,
-        SMALL_THREADS: lambda: rows.threads(None),
-        NINTH_THREAD: lambda: rows.threads(LARGE),
-    }
-    return measures[row]()
+    if row in STEPS:
+        return rows.training() if row == STEPS[0] else rows.inference()
+    return rows.threads(LARGE if row == NINTH_THREAD else None)
 
 
-def run(process: str, only: str) -> Iterator[dict[str, str | float]]:
-    """Yield the measurements of one process; rows without `only` in their name are left out."""
-    for setup, names in PLAN[process].items():
-        _set_up(setup)
-        for row in names:
-            if only not in row:
-                continue
-            # More managed memory than is free can slow a GPU down for everybody on it.
-            size = rows.ALLOCATION_SIZES.get(row.removeprefix("alloc "), 0)
-            if size > torch.cuda.mem_get_info()[0] // 2:
-                continue
-            yield {"setup": setup, "row": row, "seconds": _measure(setup, row)}
+def serve(setup: str) -> None:
+    """Answer requests until the input ends."""
+    _set_up(setup)
+    prepared: tuple[str, rows.Batch | None] = ("", None)
+    for line in sys.stdin:
+        row = line.rstrip("\n")
+        if row != prepared[0]:
+            prepared = ("", None)
             gc.collect()
             if setup != "pair":  # a pluggable allocator has no cache to empty
                 torch.cuda.empty_cache()
+            if row:
+                prepared = (row, _prepare(setup, row))
+        batch = prepared[1]
+        print("skipped" if batch is None else batch(), flush=True)
 
 
 if __name__ == "__main__":
-    for measurement in run(sys.argv[1], sys.argv[2]):
-        print(json.dumps(measurement), flush=True)
+    serve(sys.argv[1])

@@ -41,17 +41,22 @@ class _ResidencyDict(TypedDict):
     device_node_bytes: int
     unmapped_bytes: int
 
-def enable(
-    *,
-    threshold_bytes: int,
-    devices: list[int] | None,
-    mode: str,
-    backing: str,
-    preferred_location: str | None,
-    accessed_by: list[str],
-    prefetch: bool,
-    limit_bytes: int | None,
-) -> None: ...
+class Config:
+    def __init__(
+        self,
+        *,
+        threshold_bytes: int,
+        devices: list[int] | None,
+        mode: str,
+        backing: str,
+        preferred_location: str | None,
+        accessed_by: list[str],
+        prefetch: bool,
+        limit_bytes: int | None,
+    ) -> None: ...
+
+def configure(config: Config) -> None: ...
+def enable(config: Config) -> None: ...
 def disable() -> None: ...
 def is_enabled() -> bool: ...
 def stats(device: int) -> _StatsDict: ...

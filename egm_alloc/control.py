@@ -35,7 +35,7 @@ class _Keep(enum.Enum):
 
 _KEEP: Final = _Keep.KEEP
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # disable() may come from a finaliser in the midst of enable()
 _config: Config | None = None  # of the last successful enable()
 
 
@@ -111,17 +111,21 @@ def enable(
         else:
             config = Config(**{**values_from_environment(skip=given), **given})
         _require_machine(config)
-        _C.enable(
-            threshold_bytes=config.threshold_bytes,
-            devices=config.devices,
-            mode=config.mode,
-            backing=config.backing,
-            preferred_location=config.preferred_location,
-            accessed_by=list(config.accessed_by),
-            prefetch=config.prefetch,
-            limit_bytes=config.limit_bytes,
-        )
+        _C.enable(_compiled(config))
         _config = config
+
+
+def _compiled(config: Config) -> _C.Config:
+    return _C.Config(
+        threshold_bytes=config.threshold_bytes,
+        devices=config.devices,
+        mode=config.mode,
+        backing=config.backing,
+        preferred_location=config.preferred_location,
+        accessed_by=list(config.accessed_by),
+        prefetch=config.prefetch,
+        limit_bytes=config.limit_bytes,
+    )
 
 
 def disable() -> None:
@@ -189,6 +193,12 @@ def enable_at_import(environ: Mapping[str, str] = os.environ) -> None:
         known = ", ".join(known_variables())
         _warn(f"egm_alloc does not know {', '.join(unknown)}; it knows {known}")
     wanted = environ.get(AUTO_ENABLE, "1")
+    try:
+        # The C pair follows the configuration whether or not the allocator is enabled.
+        _C.configure(_compiled(from_environment(environ)))
+    except (TypeError, ValueError) as error:
+        _warn(f"egm_alloc is off: {error}")
+        return
     try:
         if not parse_bool(wanted):
             return

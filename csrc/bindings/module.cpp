@@ -19,7 +19,12 @@ using egm::Bytes;
 using egm::Config;
 
 // Note [Gates]: no thread waits for a gate while it holds the GIL.
-void* release_gil() { return PyGILState_Check() ? PyEval_SaveThread() : nullptr; }
+void* release_gil() {
+  // PyGILState_Check alone says yes where it is switched off.
+  const bool held =
+      Py_IsInitialized() && PyGILState_GetThisThreadState() != nullptr && PyGILState_Check();
+  return held ? PyEval_SaveThread() : nullptr;
+}
 void take_gil_back(void* token) {
   if (token != nullptr) PyEval_RestoreThread(static_cast<PyThreadState*>(token));
 }
@@ -40,18 +45,18 @@ Advice make_advice(const std::optional<std::string>& preferred_location,
   }
   advice.accessed_by_device = advice.accessed_by_host = false;
   for (const auto& text : accessed_by) {
-    (egm::parse_location("accessed_by", text) == egm::Location::kDevice
-         ? advice.accessed_by_device
-         : advice.accessed_by_host) = true;
+    (egm::parse_location("accessed_by", text) == egm::Location::kDevice ? advice.accessed_by_device
+                                                                        : advice.accessed_by_host) =
+        true;
   }
   return advice;
 }
 
-void enable(uint64_t threshold_bytes, const std::optional<std::vector<int>>& devices,
-            const std::string& mode, const std::string& backing,
-            const std::optional<std::string>& preferred_location,
-            const std::vector<std::string>& accessed_by, bool prefetch,
-            std::optional<uint64_t> limit_bytes) {
+Config make_config(uint64_t threshold_bytes, const std::optional<std::vector<int>>& devices,
+                   const std::string& mode, const std::string& backing,
+                   const std::optional<std::string>& preferred_location,
+                   const std::vector<std::string>& accessed_by, bool prefetch,
+                   std::optional<uint64_t> limit_bytes) {
   Config config;
   config.threshold = Bytes(threshold_bytes);
   if (devices) {
@@ -66,8 +71,11 @@ void enable(uint64_t threshold_bytes, const std::optional<std::vector<int>>& dev
   config.advice = make_advice(preferred_location, accessed_by);
   config.prefetch = prefetch;
   if (limit_bytes) config.limit = Bytes(*limit_bytes);
-  egm::install().start(config);
+  return config;
 }
+
+void configure(const Config& config) { egm::state().config.set(config); }
+void enable(const Config& config) { egm::install().start(config); }
 
 void disable() {
   if (auto* const allocator = egm::installed()) allocator->stop();
@@ -83,7 +91,9 @@ py::dict backing_stats(int device, BackingKind backing, const egm::TierReport::B
   stats["segment_allocs"] = c.segment_allocs;
   stats["segment_frees"] = c.segment_frees;
   stats["allocations"] = c.allocations;
-  stats["frees"] = c.allocations - live.count - (c.pair_mallocs - c.pair_frees);
+  // Another thread's block may be live before it is counted.
+  const uint64_t held = live.count + c.pair_mallocs - c.pair_frees;
+  stats["frees"] = c.allocations > held ? c.allocations - held : 0;
   stats["prefetches"] = c.prefetches;
   stats["prefetch_failures"] = c.prefetch_failures;
   stats["advice_failures"] = c.advice_failures;
@@ -159,9 +169,12 @@ py::dict residency(uintptr_t address, uint64_t size_bytes, int device) {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   egm::wait_hooks() = {release_gil, take_gil_back};
   module.doc() = "The compiled part of egm_alloc; see egm_alloc for the public interface.";
-  module.def("enable", &enable, py::kw_only(), py::arg("threshold_bytes"), py::arg("devices"),
-             py::arg("mode"), py::arg("backing"), py::arg("preferred_location"),
-             py::arg("accessed_by"), py::arg("prefetch"), py::arg("limit_bytes"));
+  py::class_<Config>(module, "Config")
+      .def(py::init(&make_config), py::kw_only(), py::arg("threshold_bytes"), py::arg("devices"),
+           py::arg("mode"), py::arg("backing"), py::arg("preferred_location"),
+           py::arg("accessed_by"), py::arg("prefetch"), py::arg("limit_bytes"));
+  module.def("configure", &configure, py::arg("config"));
+  module.def("enable", &enable, py::arg("config"));
   module.def("disable", &disable);
   module.def("is_enabled", &egm::is_diverting);
   module.def("stats", &stats, py::arg("device"));

@@ -13,11 +13,11 @@ namespace {
 using egm::Bytes;
 
 egm::Placement pair_placement(Bytes size) {
-  const auto config = egm::state().config.get();
+  const egm::Config& config = egm::state().config.get();
   egm::Placement placement;
   placement.backing = egm::BackingKind::kManaged;
-  placement.advice = config->advice;
-  placement.prefetch = config->prefetch && size < config->threshold;
+  placement.advice = config.advice;
+  placement.prefetch = config.prefetch && size < config.threshold;
   return placement;
 }
 

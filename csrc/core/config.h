@@ -2,11 +2,13 @@
 // Pure; how a request is placed under it is in placement.h.
 #pragma once
 
+#include <atomic>
 #include <bitset>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "core/units.h"
 
@@ -48,25 +50,42 @@ struct Config {
   bool prefetch = true;
   std::optional<Bytes> limit;
 
+  friend bool operator==(const Config& a, const Config& b) {
+    return a.threshold == b.threshold && a.devices == b.devices && a.mode == b.mode &&
+           a.backing == b.backing && a.advice == b.advice && a.prefetch == b.prefetch &&
+           a.limit == b.limit;
+  }
+
   bool acts_on(DeviceIndex device) const { return !devices || devices->test(device); }
 };
 
-// The configuration in force. Readers take a snapshot and keep it; a writer replaces it whole.
+// The configuration in force. Asking costs one load. Former ones are kept, for readers may still
+// hold them; an equal one is used again, so that switching to and fro does not add any.
 class ConfigCell {
  public:
-  std::shared_ptr<const Config> get() const {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return config_;
-  }
+  const Config& get() const { return *current_.load(std::memory_order_acquire); }
+
   void set(const Config& config) {
-    auto next = std::make_shared<const Config>(config);
     std::lock_guard<std::mutex> lock(mutex_);
-    config_.swap(next);
+    for (const auto& known : known_) {
+      if (!(*known == config)) continue;
+      current_.store(known.get(), std::memory_order_release);
+      return;
+    }
+    known_.push_back(std::make_unique<const Config>(config));
+    current_.store(known_.back().get(), std::memory_order_release);
   }
 
  private:
-  mutable std::mutex mutex_;
-  std::shared_ptr<const Config> config_ = std::make_shared<const Config>();
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<const Config>> known_ = first();
+  std::atomic<const Config*> current_{known_.front().get()};
+
+  static std::vector<std::unique_ptr<const Config>> first() {
+    std::vector<std::unique_ptr<const Config>> configs;
+    configs.push_back(std::make_unique<const Config>());
+    return configs;
+  }
 };
 
 }  // namespace egm

@@ -22,7 +22,6 @@ bool Ledger::try_reserve(DeviceIndex device, BackingKind backing, Bytes size,
   }
   auto& c = counters.at(static_cast<size_t>(backing));
   c.reserved = c.reserved + size;
-  c.reserved_peak = std::max(c.reserved_peak, c.reserved);
   return true;
 }
 
@@ -34,6 +33,7 @@ void Ledger::segment_acquired(DeviceIndex device, BackingKind backing) {
   change(device, backing, [](BackingCounters& c) {
     ++c.segments;
     ++c.segment_allocs;
+    c.reserved_peak = std::max(c.reserved_peak, c.reserved);
   });
 }
 
@@ -46,12 +46,11 @@ void Ledger::segment_released(DeviceIndex device, BackingKind backing, Bytes siz
 }
 
 void Ledger::request_served(DeviceIndex device, BackingKind backing) {
-  change(device, backing, [](BackingCounters& c) { ++c.allocations; });
+  served_.at(device).at(static_cast<size_t>(backing)).fetch_add(1, std::memory_order_relaxed);
 }
 
 void Ledger::pair_allocated(DeviceIndex device, BackingKind backing, Bytes size) {
   change(device, backing, [&](BackingCounters& c) {
-    ++c.allocations;
     ++c.pair_mallocs;
     c.pair_allocated = c.pair_allocated + size;
   });
@@ -81,7 +80,10 @@ void Ledger::refused_by_limit(DeviceIndex device, BackingKind backing) {
 
 BackingCounters Ledger::counters(DeviceIndex device, BackingKind backing) const {
   std::lock_guard<std::mutex> lock(mutex_);
-  return devices_.at(device).at(static_cast<size_t>(backing));
+  BackingCounters counters = devices_.at(device).at(static_cast<size_t>(backing));
+  counters.allocations =
+      counters.pair_mallocs + served_.at(device).at(static_cast<size_t>(backing)).load();
+  return counters;
 }
 
 Bytes Ledger::reserved(DeviceIndex device) const {
@@ -89,6 +91,11 @@ Bytes Ledger::reserved(DeviceIndex device) const {
   Bytes reserved;
   for (const auto& c : devices_.at(device)) reserved = reserved + c.reserved;
   return reserved;
+}
+
+Bytes Ledger::reserved_outside_hbm(DeviceIndex device) const {
+  const auto managed = counters(device, BackingKind::kManaged);
+  return managed.reserved - managed.pair_allocated;
 }
 
 void Ledger::reset_peaks(DeviceIndex device) {

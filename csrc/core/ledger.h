@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <mutex>
 #include <optional>
@@ -13,15 +14,15 @@
 namespace egm {
 
 struct BackingCounters {
-  Bytes reserved;              // SUM: bytes of live segments
-  Bytes reserved_peak;         // the most `reserved` has been since the last reset
-  Bytes pair_allocated;        // SUM: bytes handed out by the C pair, within `reserved`
-  uint64_t segments = 0;       // COUNT: live segments
-  uint64_t segment_allocs = 0; // COUNT: segments ever acquired
-  uint64_t segment_frees = 0;  // COUNT: segments ever released
-  uint64_t allocations = 0;    // COUNT: requests ever served (torch's and the pair's)
-  uint64_t pair_mallocs = 0;   // COUNT: blocks ever handed out by the C pair
-  uint64_t pair_frees = 0;     // COUNT: and freed through it
+  Bytes reserved;               // SUM: bytes of live segments
+  Bytes reserved_peak;          // the most `reserved` has been since the last reset
+  Bytes pair_allocated;         // SUM: bytes handed out by the C pair, within `reserved`
+  uint64_t segments = 0;        // COUNT: live segments
+  uint64_t segment_allocs = 0;  // COUNT: segments ever acquired
+  uint64_t segment_frees = 0;   // COUNT: segments ever released
+  uint64_t allocations = 0;     // COUNT: requests ever served (torch's and the pair's)
+  uint64_t pair_mallocs = 0;    // COUNT: blocks ever handed out by the C pair
+  uint64_t pair_frees = 0;      // COUNT: and freed through it
   uint64_t prefetches = 0;
   uint64_t prefetch_failures = 0;
   uint64_t advice_failures = 0;
@@ -47,6 +48,8 @@ class Ledger {
   BackingCounters counters(DeviceIndex device, BackingKind backing) const;
   // Over all backings.
   Bytes reserved(DeviceIndex device) const;
+  // What torch's allocator holds of memory that is not HBM.
+  Bytes reserved_outside_hbm(DeviceIndex device) const;
   void reset_peaks(DeviceIndex device);
 
  private:
@@ -57,6 +60,8 @@ class Ledger {
 
   mutable std::mutex mutex_;
   std::array<Device, kMaxDevices> devices_{};
+  // Apart and without the mutex, because every diverted request counts here.
+  std::array<std::array<std::atomic<uint64_t>, kBackingKinds>, kMaxDevices> served_{};
 };
 
 }  // namespace egm

@@ -13,7 +13,8 @@ struct State {
   SegmentTable segments;
 };
 
-// Leaked on purpose: torch frees segments from its own static destructors, after ours would have run.
+// Leaked on purpose: torch frees segments from its own static destructors, after ours would have
+// run.
 inline State& state() {
   static State* const instance = new State;
   return *instance;

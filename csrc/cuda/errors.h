@@ -32,8 +32,8 @@ std::string describe(cudaError_t status);
 // "3.00 GiB (3221225472 bytes)"
 std::string describe(Bytes size);
 
-// Clears the runtime's error state and throws CudaError unless `status` is cudaSuccess. torch checks
-// cudaGetLastError before its next allocation and would report our error as its own.
+// Clears the runtime's error state and throws CudaError unless `status` is cudaSuccess. torch
+// checks cudaGetLastError before its next allocation and would report our error as its own.
 void check(cudaError_t status, const char* call, Bytes size, DeviceIndex device);
 
 }  // namespace egm

@@ -29,8 +29,9 @@ class DeviceScope {
 };
 
 // Lets calls that a stream capture forbids go through while any thread may be capturing. They are
-// not captured: an allocation is not stream work (CUDA Runtime API, cudaThreadExchangeStreamCaptureMode).
-// Should the mode not change, the calls within say what is wrong.
+// not captured: an allocation is not stream work (CUDA Runtime API,
+// cudaThreadExchangeStreamCaptureMode). Should the mode not change, the calls within say what is
+// wrong.
 class RelaxedCaptureScope {
  public:
   RelaxedCaptureScope() noexcept { exchange(); }

@@ -61,8 +61,8 @@ class ManagedBacking final : public Backing {
     cudaStream_t stream = nullptr;
     cudaError_t status = stream_of(device, &stream);
     if (status == cudaSuccess) {
-      status = cudaMemPrefetchAsync(acquired.base, size.count(),
-                                    to_cuda(Location::kDevice, device), 0, stream);
+      status = cudaMemPrefetchAsync(acquired.base, size.count(), to_cuda(Location::kDevice, device),
+                                    0, stream);
     }
     if (status != cudaSuccess) cudaGetLastError();
     acquired.prefetched = status == cudaSuccess;

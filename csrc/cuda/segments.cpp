@@ -50,17 +50,6 @@ void release_or_postpone(const Segment& segment) noexcept {
   waiting.segments.push_back(segment);
 }
 
-void release_postponed() noexcept {
-  auto& waiting = postponed();
-  std::deque<Segment> segments;
-  {
-    std::lock_guard<std::mutex> lock(waiting.mutex);
-    if (waiting.segments.empty()) return;
-    segments.swap(waiting.segments);
-  }
-  for (const Segment& segment : segments) release_or_postpone(segment);
-}
-
 HintFailures book_hints(const Acquired& acquired, const Request& request,
                         const Placement& placement) {
   auto& ledger = state().ledger;
@@ -84,17 +73,27 @@ HintFailures book_hints(const Acquired& acquired, const Request& request,
 
 }  // namespace
 
+void release_postponed() noexcept {
+  auto& waiting = postponed();
+  std::deque<Segment> segments;
+  {
+    std::lock_guard<std::mutex> lock(waiting.mutex);
+    if (waiting.segments.empty()) return;
+    segments.swap(waiting.segments);
+  }
+  for (const Segment& segment : segments) release_or_postpone(segment);
+}
+
 void* acquire_segment(const Request& request, const Placement& placement, SegmentOwner owner,
                       HintFailures* hints) {
   release_postponed();
   auto& [config, ledger, segments] = state();
-  const auto limit = config.get()->limit;
+  const auto limit = config.get().limit;
   if (!ledger.try_reserve(request.device, placement.backing, request.size, limit)) {
     ledger.refused_by_limit(request.device, placement.backing);
     throw LimitExceeded("the extended tier's limit of " + describe(*limit) + " on device " +
                         std::to_string(request.device) + " leaves no room for " +
-                        describe(request.size) + ": " +
-                        describe(ledger.reserved(request.device)) +
+                        describe(request.size) + ": " + describe(ledger.reserved(request.device)) +
                         " are reserved. Raise limit_gib or free tensors.");
   }
   Acquired acquired;

@@ -22,7 +22,8 @@ void* acquire_segment(const Request& request, const Placement& placement, Segmen
                       HintFailures* hints);
 
 // Releases the segment that starts at `base`; false if there is none. If a stream capture forbids
-// it just now, the memory stays booked and is released by a later call of either function.
+// it just now, the memory stays booked and is released by a later call of any of these functions.
 bool release_segment(void* base) noexcept;
+void release_postponed() noexcept;
 
 }  // namespace egm

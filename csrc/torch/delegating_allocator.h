@@ -119,8 +119,8 @@ class DelegatingAllocator : public cca::CUDAAllocator {
                                                           c10::MempoolId_t id) override {
     return target_->getCheckpointState(device, id);
   }
-  cca::CheckpointDelta setCheckpointPoolState(
-      c10::DeviceIndex device, std::shared_ptr<cca::AllocatorState> state) override {
+  cca::CheckpointDelta setCheckpointPoolState(c10::DeviceIndex device,
+                                              std::shared_ptr<cca::AllocatorState> state) override {
     return target_->setCheckpointPoolState(device, std::move(state));
   }
 
@@ -152,9 +152,7 @@ class DelegatingAllocator : public cca::CUDAAllocator {
   }
   void pushCompileContext(std::string& md) override { target_->pushCompileContext(md); }
   void popCompileContext() override { target_->popCompileContext(); }
-  void setUserMetadata(const std::string& metadata) override {
-    target_->setUserMetadata(metadata);
-  }
+  void setUserMetadata(const std::string& metadata) override { target_->setUserMetadata(metadata); }
   std::string getUserMetadata() override { return target_->getUserMetadata(); }
   void attachOutOfMemoryObserver(cca::OutOfMemoryObserver observer) override {
     target_->attachOutOfMemoryObserver(std::move(observer));

@@ -15,6 +15,7 @@ void MemoryFraction::set(double fraction) {
     native_->setMemoryFraction(fraction, device_);
     fraction_ = fraction;
     applied_ = fraction;
+    unlimited_ = fraction >= 1.0;
   }
   allow_extended(Bytes(0));
 }
@@ -25,8 +26,8 @@ double MemoryFraction::get() {
 }
 
 void MemoryFraction::allow_extended(Bytes coming) {
+  if (unlimited_.load(std::memory_order_relaxed)) return;
   std::lock_guard<std::mutex> lock(mutex_);
-  if (fraction_ && *fraction_ >= 1.0) return;
   // torch's own getters and setters leave the device they were asked about current.
   c10::cuda::CUDAGuard current(device_);
   if (!fraction_) {
@@ -34,8 +35,9 @@ void MemoryFraction::allow_extended(Bytes coming) {
     fraction_ = native_->getMemoryFraction(device_);
     applied_ = *fraction_;
   }
-  if (*fraction_ >= 1.0) return;
-  const Bytes extended = state().ledger.reserved(device_) + coming;
+  unlimited_ = *fraction_ >= 1.0;
+  if (unlimited_) return;
+  const Bytes extended = state().ledger.reserved_outside_hbm(device_) + coming;
   if (extended == Bytes(0) && applied_ == *fraction_) return;
   const auto total = static_cast<double>(native_->getMemoryInfo(device_).second);
   const double share = static_cast<double>(extended.count()) / total;

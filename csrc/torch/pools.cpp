@@ -4,6 +4,7 @@
 #include <ATen/cuda/MemPool.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace egm {
 
@@ -31,6 +32,7 @@ Pool& Pools::live(const Placement& placement, Bytes size) {
 }
 
 void Pools::retire_all() {
+  stop_recording();
   for (const auto& pool : pools_) {
     if (pool->stage != Pool::Stage::kLive || pool->source->segments() == 0) continue;
     native_->releasePool(device_, pool->id);
@@ -39,6 +41,7 @@ void Pools::retire_all() {
 }
 
 void Pools::empty_retired() {
+  stop_recording();
   for (const auto& pool : pools_) {
     if (pool->stage == Pool::Stage::kRetired) native_->emptyCache(pool->id);
   }
@@ -54,27 +57,46 @@ void Pools::note_forgotten() {
 }
 
 bool Pools::any_retired() const {
-  return std::any_of(pools_.begin(), pools_.end(), [](const auto& pool) {
-    return pool->stage == Pool::Stage::kRetired;
-  });
+  return std::any_of(pools_.begin(), pools_.end(),
+                     [](const auto& pool) { return pool->stage == Pool::Stage::kRetired; });
 }
 
-PoolScope::PoolScope(cca::CUDAAllocator* native, c10::DeviceIndex device, const Pool& pool)
-    : native_(native), device_(device), id_(pool.id) {
-  native_->beginAllocateToPool(device_, id_, [](cudaStream_t) {
+void Pools::record(const Pool& pool) {
+  if (recorded_ == &pool) return;
+  stop_recording();
+  native_->beginAllocateToPool(device_, pool.id, [](cudaStream_t) {
     const Diversion* const diversion = current_diversion();
     return diversion != nullptr && diversion->claims;
   });
+  recorded_ = &pool;
 }
 
-PoolScope::~PoolScope() {
-  try {
-    native_->endAllocateToPool(device_, id_);
-    native_->releasePool(device_, id_);
-  } catch (const std::exception& error) {
-    // Not seen on any torch so far. A destructor must not throw; the diversion warns when it is over.
-    if (Diversion* const diversion = current_diversion()) diversion->pool_failure = error.what();
+void Pools::stop_recording() noexcept {
+  if (recorded_ == nullptr) return;
+  const auto id = std::exchange(recorded_, nullptr)->id;
+  const auto try_to = [](const auto& call) {
+    try {
+      call();
+    } catch (const std::exception& error) {
+      // Not seen on any torch so far. The diversion, if there is one, warns when it is over.
+      if (Diversion* const diversion = current_diversion()) {
+        diversion->report().pool_failure = error.what();
+      }
+    }
+  };
+  try_to([&] { native_->endAllocateToPool(device_, id); });
+  try_to([&] { native_->releasePool(device_, id); });
+}
+
+bool Pools::has_cached(const Pool& pool, Bytes size, cudaStream_t stream) const {
+  if (pool.source->segments() == 0) return false;
+  for (const auto& segment : native_->snapshot(pool.id, /*include_traces=*/false).segments) {
+    if (segment.device != device_ || segment.stream != stream) continue;
+    for (const auto& block : segment.blocks) {
+      if (!block.active && block.size >= size.count()) return true;
+    }
   }
+  return false;
 }
 
 }  // namespace egm

@@ -1,5 +1,5 @@
-// Our private pools inside torch's allocator, on one device. All calls are made under the device's
-// gate, except begin-time construction.
+// Our private pools inside torch's allocator, on one device. It has no lock of its own: all calls
+// are made under the device's gate.
 //
 // Note [Uses of a pool]
 // ~~~~~~~~~~~~~~~~~~~~~
@@ -38,12 +38,21 @@ class Pools {
   // A live pool for requests of this placement and size, made if there is none.
   Pool& live(const Placement& placement, Bytes size);
 
+  // Sends to `pool` what a thread asks for while its Diversion claims it. At most one pool is
+  // recorded to at a time; recording to one already recorded to costs nothing.
+  void record(const Pool& pool);
+  void stop_recording() noexcept;
+
   // Releases the base use of every live pool that holds segments.
   void retire_all();
-  // Asks torch for the cached segments of retired pools.
+  // Asks torch for the cached segments of retired pools. With a recording of somebody else's
+  // underway torch 2.11 and 2.12 would assert that there is none.
   void empty_retired();
   // To be called after torch has emptied its cache: retired pools without segments are gone there.
   void note_forgotten();
+
+  // Whether a block cached in `pool` serves a request without a new segment.
+  bool has_cached(const Pool& pool, Bytes size, cudaStream_t stream) const;
 
   bool any_retired() const;
   const std::vector<std::unique_ptr<Pool>>& all() const { return pools_; }
@@ -52,20 +61,23 @@ class Pools {
   cca::CUDAAllocator* const native_;
   const c10::DeviceIndex device_;
   std::vector<std::unique_ptr<Pool>> pools_;
+  const Pool* recorded_ = nullptr;
 };
 
-// One recording to a pool by the current thread.
-class PoolScope {
+// Records to a pool for a scope, and beyond it if that was asked for.
+class RecordingScope {
  public:
-  PoolScope(cca::CUDAAllocator* native, c10::DeviceIndex device, const Pool& pool);
-  ~PoolScope();
-  PoolScope(const PoolScope&) = delete;
-  PoolScope& operator=(const PoolScope&) = delete;
+  RecordingScope(Pools& pools, const Pool& pool) : pools_(pools) { pools_.record(pool); }
+  ~RecordingScope() {
+    if (!keep_open_) pools_.stop_recording();
+  }
+  void keep_open() { keep_open_ = true; }
+  RecordingScope(const RecordingScope&) = delete;
+  RecordingScope& operator=(const RecordingScope&) = delete;
 
  private:
-  cca::CUDAAllocator* const native_;
-  const c10::DeviceIndex device_;
-  const c10::MempoolId_t id_;
+  Pools& pools_;
+  bool keep_open_ = false;
 };
 
 }  // namespace egm

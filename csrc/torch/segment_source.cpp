@@ -15,15 +15,15 @@ void* SegmentSource::raw_alloc(size_t nbytes) {
   Diversion& diversion = current_diversion() ? *current_diversion() : unattended;
   try {
     HintFailures hints;
-    void* const base = acquire_segment(Request{Bytes(nbytes), device_}, placement_,
-                                       SegmentOwner::kTorch, &hints);
+    void* const base =
+        acquire_segment(Request{Bytes(nbytes), device_}, placement_, SegmentOwner::kTorch, &hints);
     ++segments_;
     diversion.missed = true;
-    if (!hints.advice.empty()) diversion.advice_failure = std::move(hints.advice);
-    if (!hints.prefetch.empty()) diversion.prefetch_failure = std::move(hints.prefetch);
+    if (!hints.advice.empty()) diversion.report().advice_failure = std::move(hints.advice);
+    if (!hints.prefetch.empty()) diversion.report().prefetch_failure = std::move(hints.prefetch);
     return base;
   } catch (const std::exception& error) {
-    diversion.failure = error.what();
+    diversion.report().failure = error.what();
     return nullptr;
   }
 }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <memory>
 #include <string>
 
 #include "core/placement.h"
@@ -20,13 +21,23 @@ struct Diversion {
   bool claims = false;
   // A segment was acquired: the cache had missed.
   bool missed = false;
-  // Why no segment could be had.
-  std::string failure;
-  // Hints that failed; the memory is fine.
-  std::string advice_failure;
-  std::string prefetch_failure;
-  // torch refused to end the recording.
-  std::string pool_failure;
+
+  struct Problems {
+    // Why no segment could be had.
+    std::string failure;
+    // Hints that failed; the memory is fine.
+    std::string advice_failure;
+    std::string prefetch_failure;
+    // torch refused to end a recording.
+    std::string pool_failure;
+  };
+  // Null while there are none, as nearly always.
+  std::unique_ptr<Problems> problems;
+
+  Problems& report() {
+    if (!problems) problems = std::make_unique<Problems>();
+    return *problems;
+  }
 };
 
 // Null outside a diversion.

@@ -2,6 +2,7 @@
 #include "torch/tiered_allocator.h"
 
 #include <c10/cuda/CUDAFunctions.h>
+#include <c10/util/ScopeExit.h>
 
 #include <utility>
 
@@ -76,14 +77,29 @@ TieredAllocator::TieredAllocator(cca::CUDAAllocator* native) : DelegatingAllocat
 void TieredAllocator::start(const Config& config) {
   state().config.set(config);
   divert_from_.store(smallest_extended(config).count(), std::memory_order_relaxed);
+  stop_recordings();
 }
 
-void TieredAllocator::stop() { divert_from_.store(kNothing, std::memory_order_relaxed); }
+void TieredAllocator::stop() {
+  divert_from_.store(kNothing, std::memory_order_relaxed);
+  stop_recordings();
+}
+
+// No device is asked for: this must work before CUDA is up.
+void TieredAllocator::stop_recordings() {
+  if (gates_held() != 0)
+    return;  // an observer; what this thread's diversion records to ends with it
+  for (const auto& own : devices_) {
+    GateScope gate(own->gate);
+    own->pools.stop_recording();
+  }
+}
 
 // `stream`: the request's, or nothing for the current one.
 template <typename AskNative>
-TieredAllocator::Answer<AskNative> TieredAllocator::serve(size_t nbytes, std::optional<cudaStream_t> stream,
-                            const AskNative& ask_native) {
+TieredAllocator::Answer<AskNative> TieredAllocator::serve(size_t nbytes,
+                                                          std::optional<cudaStream_t> stream,
+                                                          const AskNative& ask_native) {
   if (C10_UNLIKELY(gates_held() != 0)) {
     PassByScope pass_by(current_diversion());
     return ask_native();
@@ -91,9 +107,9 @@ TieredAllocator::Answer<AskNative> TieredAllocator::serve(size_t nbytes, std::op
   if (C10_LIKELY(nbytes < divert_from_.load(std::memory_order_relaxed))) {
     return serve_from_hbm(ask_native);
   }
-  const auto config = state().config.get();
+  const Config& config = state().config.get();
   const Request request{Bytes(nbytes), c10::cuda::current_device()};
-  const auto placement = place(request, *config);
+  const auto placement = place(request, config);
   if (!placement) return serve_from_hbm(ask_native);
   const auto index = static_cast<c10::DeviceIndex>(request.device);
   const cudaStream_t used =
@@ -115,8 +131,7 @@ TieredAllocator::Answer<AskNative> TieredAllocator::serve_from_hbm(const AskNati
     return ask_native();
   } catch (c10::OutOfMemoryError& error) {
     const auto index = c10::cuda::current_device();
-    const bool holds_hbm =
-        state().ledger.counters(index, BackingKind::kDevice).reserved > Bytes(0);
+    const bool holds_hbm = state().ledger.counters(index, BackingKind::kDevice).reserved > Bytes(0);
     const bool overlapped =
         kRecordingsFreezeDevice && (is_underway(activity) || activity_.load() != activity);
     const bool own_pool =
@@ -138,11 +153,13 @@ TieredAllocator::Answer<AskNative> TieredAllocator::serve_from_hbm(const AskNati
 }
 
 template <typename AskNative>
-TieredAllocator::Answer<AskNative> TieredAllocator::divert(const Request& request, cudaStream_t stream,
-                             const Placement& placement, const AskNative& ask_native) {
+TieredAllocator::Answer<AskNative> TieredAllocator::divert(const Request& request,
+                                                           cudaStream_t stream,
+                                                           const Placement& placement,
+                                                           const AskNative& ask_native) {
   const auto index = static_cast<c10::DeviceIndex>(request.device);
   Device& own = device(index);
-  const auto limit = state().config.get()->limit;
+  const auto limit = state().config.get().limit;
   if (limit && segment_size(request.size) > *limit) {
     // Never to be served: said before torch is asked, which would count and announce a failure.
     state().ledger.refused_by_limit(index, placement.backing);
@@ -155,38 +172,66 @@ TieredAllocator::Answer<AskNative> TieredAllocator::divert(const Request& reques
     try {
       auto served = [&] {
         GateScope gate(own.gate);
-        auto result = record_and_ask(own, request, stream, placement, diversion, ask_native);
-        tidy_after_diversion(own, diversion);
-        return result;
+        // Whatever happens, the room made for a segment that then did not come is taken back.
+        const auto tidy = c10::make_scope_exit([&] { tidy_after_diversion(own, diversion); });
+        return record_and_ask(own, request, stream, placement, diversion, ask_native);
       }();
       state().ledger.request_served(index, placement.backing);
-      warn_once(diversion);
+      if (diversion.problems) warn_once(*diversion.problems);
       return served;
     } catch (c10::OutOfMemoryError& error) {
       if (last_try) {
-        error.add_context(describe_tiers(index, diversion.failure));
+        error.add_context(describe_tiers(index, diversion.report().failure));
         throw;
       }
     }
-    // In a live pool torch cannot give back what is cached, so that is done here.
-    emptyCache();
+    // In a live pool torch cannot give back what is cached, so that is done here. More than our own
+    // can help only plain device memory.
+    if (placement.backing == BackingKind::kDevice) {
+      emptyCache();
+    } else {
+      GateScope gate(own.gate);
+      give_back_cached(own);
+    }
   }
 }
 
 // Under the gate.
 template <typename AskNative>
-TieredAllocator::Answer<AskNative> TieredAllocator::record_and_ask(Device& own, const Request& request, cudaStream_t stream,
-                                     const Placement& placement, Diversion& diversion,
-                                     const AskNative& ask_native) {
-  own.fraction.allow_extended(segment_size(request.size));
+TieredAllocator::Answer<AskNative> TieredAllocator::record_and_ask(
+    Device& own, const Request& request, cudaStream_t stream, const Placement& placement,
+    Diversion& diversion, const AskNative& ask_native) {
+  const bool in_hbm = placement.backing == BackingKind::kDevice;
+  own.fraction.allow_extended(in_hbm ? Bytes(0) : segment_size(request.size));
   if (kRecordingsFreezeDevice && own.stream_recorded.load(std::memory_order_relaxed)) {
     process_pending_events(stream);
   }
-  const Pool& pool = own.pools.live(placement, request.size);
+  const Pool* pool = &own.pools.live(placement, request.size);
+  const auto limit = state().config.get().limit;
+  if (limit && state().ledger.reserved(own.index) + segment_size(request.size) > *limit &&
+      !own.pools.has_cached(*pool, request.size, stream)) {
+    // Before torch is asked: it would count the failure and announce it to observers.
+    give_back_cached(own);
+    pool = &own.pools.live(placement, request.size);
+  }
   ActivityScope activity(activity_);
   DiversionScope scope(diversion);
-  PoolScope recording(target(), static_cast<c10::DeviceIndex>(request.device), pool);
-  return ask_native();
+  RecordingScope recording(own.pools, *pool);
+  auto result = ask_native();
+  if (may_keep_recording(own)) recording.keep_open();
+  return result;
+}
+
+// Note [Open recordings]
+// ~~~~~~~~~~~~~~~~~~~~~~
+// Beginning and ending a recording cost more than the rest of a diversion. In mode "managed" the
+// next request is a diversion too, so the recording is left open for it. It claims nothing outside
+// of a diversion. What an open recording disturbs in torch 2.11 and 2.12 ends it first:
+// recordStream (and from then on none is left open), emptyCache, checkpoints, recordings of others,
+// switching off.
+bool TieredAllocator::may_keep_recording(const Device& own) const {
+  return state().config.get().mode == Mode::kManaged && started() && !own.recordings.any() &&
+         !(kRecordingsFreezeDevice && own.stream_recorded.load(std::memory_order_relaxed));
 }
 
 // torch 2.11 and 2.12 look whether recorded streams have finished only in an allocation outside of
@@ -199,14 +244,35 @@ void TieredAllocator::process_pending_events(cudaStream_t stream) {
   }
 }
 
-// Under the gate. A miss is the time to give back what retired pools have cached since.
-void TieredAllocator::tidy_after_diversion(Device& own, const Diversion& diversion) {
-  for (const auto& id : std::exchange(own.postponed_empties, {})) target()->emptyCache(id);
-  // With a recording of somebody else's underway torch would assert that there is none.
-  if (diversion.missed && own.pools.any_retired() && !own.recordings.any()) {
+// Under the gate. A miss is the time to give back what retired pools have cached since. The request
+// is served or has failed already; nothing here may change that.
+void TieredAllocator::tidy_after_diversion(Device& own, const Diversion& diversion) noexcept {
+  try {
+    own.fraction.allow_extended(Bytes(0));
+    if (own.recordings.any()) return;
+    if (!own.postponed_empties.empty()) empty_postponed(own);
+    if (diversion.missed && own.pools.any_retired()) own.pools.empty_retired();
+  } catch (const std::exception&) {
+    // What was not given back is tried again next time.
+  }
+}
+
+// Under the gate.
+void TieredAllocator::give_back_cached(Device& own) {
+  own.pools.retire_all();
+  if (own.recordings.any()) {
+    // The one call that torch 2.11 and 2.12 allow beside a recording of somebody else's.
+    target()->emptyCache({0, 0});
+    own.pools.note_forgotten();
+  } else {
     own.pools.empty_retired();
   }
-  own.fraction.allow_extended(Bytes(0));
+}
+
+// Under the gate.
+void TieredAllocator::empty_postponed(Device& own) {
+  own.pools.stop_recording();
+  for (const auto& id : std::exchange(own.postponed_empties, {})) target()->emptyCache(id);
 }
 
 std::string TieredAllocator::describe_tiers(c10::DeviceIndex index, const std::string& failure) {
@@ -214,7 +280,7 @@ std::string TieredAllocator::describe_tiers(c10::DeviceIndex index, const std::s
   std::string text = "egm_alloc: on device " + std::to_string(index) +
                      " torch holds in the device tier " + describe(report(index).device_reserved) +
                      " and in the extended tier " + describe(extended);
-  if (const auto limit = state().config.get()->limit) text += " of a limit of " + describe(*limit);
+  if (const auto limit = state().config.get().limit) text += " of a limit of " + describe(*limit);
   if (!failure.empty()) text += "; " + failure;
   return text;
 }

@@ -64,8 +64,8 @@ class TieredAllocator final : public DelegatingAllocator {
   void endAllocateToPool(c10::DeviceIndex device, c10::MempoolId_t id) override;
   std::shared_ptr<cca::AllocatorState> getCheckpointState(c10::DeviceIndex device,
                                                           c10::MempoolId_t id) override;
-  cca::CheckpointDelta setCheckpointPoolState(
-      c10::DeviceIndex device, std::shared_ptr<cca::AllocatorState> state) override;
+  cca::CheckpointDelta setCheckpointPoolState(c10::DeviceIndex device,
+                                              std::shared_ptr<cca::AllocatorState> state) override;
 
   double getMemoryFraction(c10::DeviceIndex device) override;
   void setMemoryFraction(double fraction, c10::DeviceIndex device) override;
@@ -77,7 +77,9 @@ class TieredAllocator final : public DelegatingAllocator {
 
   struct Device {
     Device(cca::CUDAAllocator* native, c10::DeviceIndex index)
-        : pools(native, index), fraction(native, index) {}
+        : index(index), pools(native, index), fraction(native, index) {}
+
+    const c10::DeviceIndex index;
 
     Gate gate;
     UserRecordings recordings;
@@ -105,8 +107,12 @@ class TieredAllocator final : public DelegatingAllocator {
                                    const Placement& placement, Diversion& diversion,
                                    const AskNative& ask_native);
 
+  bool may_keep_recording(const Device& own) const;
+  void stop_recordings();
   void process_pending_events(cudaStream_t stream);
-  void tidy_after_diversion(Device& device, const Diversion& diversion);
+  void give_back_cached(Device& own);
+  void empty_postponed(Device& own);
+  void tidy_after_diversion(Device& own, const Diversion& diversion) noexcept;
   std::string describe_tiers(c10::DeviceIndex device, const std::string& failure);
   std::vector<Gate*> all_gates();
   Device& device(c10::DeviceIndex index) { return *devices_.at(static_cast<size_t>(index)); }

@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "core/state.h"
-#include "cuda/errors.h"
+#include "cuda/segments.h"
 #include "torch/tiered_allocator.h"
 
 namespace egm {
@@ -30,6 +30,7 @@ void TieredAllocator::recordStream(const c10::DataPtr& ptr, c10::cuda::CUDAStrea
   }
   Device& own = device(ptr.device().index());
   GateScope gate(own.gate);
+  own.pools.stop_recording();
   target()->recordStream(ptr, stream);
   own.stream_recorded.store(true, std::memory_order_relaxed);
 }
@@ -46,39 +47,52 @@ void TieredAllocator::emptyCache(c10::MempoolId_t id) {
     return;
   }
   AllGatesScope gates(all_gates());
+  release_postponed();
   const auto count = c10::cuda::device_count();
-  if (everything) {
-    for (c10::DeviceIndex index = 0; index < count; ++index) device(index).pools.retire_all();
+  for (c10::DeviceIndex index = 0; index < count; ++index) {
+    device(index).pools.stop_recording();
+    if (everything) device(index).pools.retire_all();
   }
   target()->emptyCache(id);
   for (c10::DeviceIndex index = 0; index < count; ++index) {
     Device& own = device(index);
+    if (!own.recordings.any()) empty_postponed(own);
     if (own.pools.all().empty()) continue;
     own.pools.note_forgotten();
     own.fraction.allow_extended(Bytes(0));
   }
 }
 
+// Under the gate: what we ask of torch after a diversion depends on who else records.
 void TieredAllocator::beginAllocateToPool(c10::DeviceIndex index, c10::MempoolId_t id,
                                           std::function<bool(cudaStream_t)> filter) {
+  Device& own = device(index);
+  GateScope gate(own.gate);
+  own.pools.stop_recording();
   target()->beginAllocateToPool(index, id, filter);
-  device(index).recordings.add(id, std::move(filter));
+  own.recordings.add(id, std::move(filter));
 }
 
 void TieredAllocator::endAllocateToPool(c10::DeviceIndex index, c10::MempoolId_t id) {
+  Device& own = device(index);
+  GateScope gate(own.gate);
   target()->endAllocateToPool(index, id);
-  device(index).recordings.remove(id);
+  own.recordings.remove(id);
 }
 
 std::shared_ptr<cca::AllocatorState> TieredAllocator::getCheckpointState(c10::DeviceIndex index,
                                                                          c10::MempoolId_t id) {
-  GateScope gate(device(index).gate);
+  Device& own = device(index);
+  GateScope gate(own.gate);
+  own.pools.stop_recording();
   return target()->getCheckpointState(index, id);
 }
 
 cca::CheckpointDelta TieredAllocator::setCheckpointPoolState(
     c10::DeviceIndex index, std::shared_ptr<cca::AllocatorState> state) {
-  GateScope gate(device(index).gate);
+  Device& own = device(index);
+  GateScope gate(own.gate);
+  own.pools.stop_recording();
   return target()->setCheckpointPoolState(index, std::move(state));
 }
 
@@ -107,8 +121,8 @@ void TieredAllocator::cacheInfo(c10::DeviceIndex index, size_t* largest) {
 cca::ShareableHandle TieredAllocator::shareIpcHandle(void* ptr) {
   const auto segment = state().segments.find(ptr);
   TORCH_CHECK(!segment || segment->placement.backing == BackingKind::kDevice,
-              "egm_alloc: a tensor of ", describe(segment->size),
-              " in managed memory cannot be shared with another process: CUDA IPC takes only "
+              "egm_alloc: a tensor in managed memory cannot be shared with another process: CUDA "
+              "IPC takes only "
               "memory from cudaMalloc. Make it while egm_alloc is disabled, or share a CPU copy.");
   return target()->shareIpcHandle(ptr);
 }

@@ -6,6 +6,6 @@
 namespace egm {
 
 // Each kind of failure once per process; stats() has the counts.
-void warn_once(const Diversion& diversion);
+void warn_once(const Diversion::Problems& problems);
 
 }  // namespace egm

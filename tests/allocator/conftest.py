@@ -63,10 +63,16 @@ def diversion_underway(sim: object, nbytes: int = 3 * GIB) -> Iterator[Backgroun
 
     On leaving, the diversion goes on; the caller finishes the thread.
     """
-    with sim.stall_call("cudaMallocManaged") as stall:  # type: ignore[attr-defined]
-        thread = Background(lambda: block(nbytes))
-        stall.wait_until_reached()
-        yield thread
+    # torch keeps its device lock while it asks for a segment. Other threads' calls would wait for
+    # that lock, and so for the end of the diversion, with our gate or without.
+    torch._C._accelerator_setAllocatorSettings("release_lock_on_cudamalloc:True")
+    try:
+        with sim.stall_call("cudaMallocManaged") as stall:  # type: ignore[attr-defined]
+            thread = Background(lambda: block(nbytes))
+            stall.wait_until_reached()
+            yield thread
+    finally:
+        torch._C._accelerator_setAllocatorSettings("release_lock_on_cudamalloc:False")
 
 
 @pytest.fixture(autouse=True)

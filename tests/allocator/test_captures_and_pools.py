@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 import egm_alloc
-from tests.allocator.conftest import GIB, MIB, Background, block, managed_segments, tier
+from tests.allocator.conftest import (
+    GIB,
+    MIB,
+    Background,
+    block,
+    diversion_underway,
+    managed_segments,
+    tier,
+)
 from tests.simulator import run_script, sim
 
 pytestmark = pytest.mark.simulated
@@ -129,7 +139,113 @@ print("survived")
 
 
 def test_pool_may_be_destroyed_while_another_thread_diverts() -> None:
-    assert "survived" in run_script(POOL_DESTROYED).stdout
+    # Without this setting ~MemPool would wait for torch's device lock, and so for the diversion.
+    unlocked = {"PYTORCH_CUDA_ALLOC_CONF": "release_lock_on_cudamalloc:True"}
+    assert "survived" in run_script(POOL_DESTROYED, env=unlocked).stdout
+
+
+def test_diversion_beside_a_users_pool_leaves_retired_pools_alone() -> None:
+    # Up to torch 2.12 emptying a single pool asserts while any pool is recorded to.
+    egm_alloc.enable(threshold_gib=1)
+    live = block(GIB)
+    torch.cuda.empty_cache()  # retires the pool; the segment stays with its tensor
+    del live
+    pool = torch.cuda.MemPool()
+    with torch.cuda.use_mem_pool(pool):
+        beside = Background(lambda: block(2 * GIB)).finish()
+    assert isinstance(beside, torch.Tensor)
+    assert tier(beside) == "extended"
+    assert managed_segments() == 2
+    after = block(4 * GIB)
+    assert managed_segments() == 2  # the retired one's is given back by this miss
+    assert tier(after) == "extended"
+    del beside, pool
+
+
+POOL_DESTROYED_BY_OBSERVER = """
+import torch, egm_alloc
+from tests.simulator import sim
+egm_alloc.enable(threshold_gib=1)
+pools = [torch.cuda.MemPool()]
+with torch.cuda.use_mem_pool(pools[0]):
+    inside = torch.empty(64 << 20, dtype=torch.uint8, device="cuda")
+del inside
+held = egm_alloc.stats(0).device_tier.reserved_bytes
+assert held >= 64 << 20
+torch._C._cuda_attach_out_of_memory_observer(lambda *a: pools.clear())
+with sim.fail_call("cudaMallocManaged", error="cudaErrorMemoryAllocation", times=1):
+    tensor = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
+assert not pools
+assert egm_alloc.info(tensor).tier == "extended"
+assert egm_alloc.stats(0).device_tier.reserved_bytes <= held - (64 << 20)
+print("survived")
+"""
+
+
+def test_pool_may_be_destroyed_by_an_out_of_memory_observer() -> None:
+    # ~MemPool in the midst of this thread's own diversion; see POOL_DESTROYED.
+    assert "survived" in run_script(POOL_DESTROYED_BY_OBSERVER).stdout
+
+
+def finishes_beside_a_diversion(work: Callable[[], object]) -> tuple[bool, object]:
+    """Return whether `work` was done before a diversion underway was over, and its result."""
+    egm_alloc.enable(threshold_gib=1)
+    torch.cuda.empty_cache()  # the diversion is to miss
+    with diversion_underway(sim) as diverting:
+        working = Background(work)
+        working.join(0.5)
+        early = not working.is_alive()
+    diverting.finish()
+    return early, working.finish()
+
+
+def test_checkpoints_of_a_graph_pool_wait_for_a_diversion() -> None:
+    graph = torch.cuda.CUDAGraph()
+    static = torch.zeros(16, device="cuda")
+    with torch.cuda.graph(graph):
+        static.add_(1)
+        inside = block(MIB)
+    pool_id = graph.pool()
+    early, state = finishes_beside_a_diversion(
+        lambda: torch._C._cuda_getCheckpointState(0, pool_id)
+    )
+    assert not early
+    early, _ = finishes_beside_a_diversion(
+        lambda: torch._C._cuda_setCheckpointPoolState(0, state, [], [])  # type: ignore[arg-type]
+    )
+    assert not early
+    del inside, graph
+
+
+# What a diversion does afterwards must not run into a recording that another thread has begun.
+RECORDINGS_BESIDE_DIVERSIONS = """
+import threading, torch, egm_alloc
+egm_alloc.enable(threshold_gib=0.25)
+done = threading.Event()
+
+def record() -> None:
+    pool = torch.cuda.MemPool()
+    while not done.is_set():
+        with torch.cuda.use_mem_pool(pool):
+            torch.empty(1 << 20, dtype=torch.uint8, device="cuda")
+
+thread = threading.Thread(target=record)
+thread.start()
+try:
+    for step in range(400):
+        live = torch.empty((256 + step % 4) << 20, dtype=torch.uint8, device="cuda")
+        if step % 5 == 0:
+            torch.cuda.empty_cache()
+        del live
+finally:
+    done.set()
+    thread.join()
+print("survived")
+"""
+
+
+def test_pools_begun_and_ended_in_a_thread_do_not_fail_diversions_in_another() -> None:
+    assert "survived" in run_script(RECORDINGS_BESIDE_DIVERSIONS).stdout
 
 
 GIL_HELD_BESIDE_A_DIVERSION = """

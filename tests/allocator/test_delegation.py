@@ -39,8 +39,18 @@ def dump(tmp_path_factory: pytest.TempPathFactory) -> str:
     environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
     subprocess.run(
         # Compiled, if to nowhere: without code generation there is no vtable to dump.
-        ["g++", "-std=c++20", "-w", "-O0", *includes, "-S", "-o", os.devnull]
-        + [f"-fdump-lang-class={folder / 'classes'}", str(folder / "use.cpp")],
+        [
+            "g++",
+            "-std=c++20",
+            "-w",
+            "-O0",
+            *includes,
+            "-S",
+            "-o",
+            os.devnull,
+            f"-fdump-lang-class={folder / 'classes'}",
+            str(folder / "use.cpp"),
+        ],
         check=True,
         env=environment,
     )

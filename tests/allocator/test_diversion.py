@@ -107,9 +107,10 @@ def test_only_the_chosen_device_is_acted_on() -> None:
         assert tier(block(GIB, 0)) == "device"
         assert tier(block(GIB, 1)) == "extended"
         assert torch.cuda.current_device() == 0
-    assert egm_alloc.stats(0).extended["managed"].allocations == egm_alloc.stats(0).extended[
-        "managed"
-    ].frees
+    assert (
+        egm_alloc.stats(0).extended["managed"].allocations
+        == egm_alloc.stats(0).extended["managed"].frees
+    )
 
 
 def test_raw_allocations_are_diverted_too() -> None:

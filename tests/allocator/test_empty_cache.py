@@ -6,7 +6,14 @@ import pytest
 import torch
 
 import egm_alloc
-from tests.allocator.conftest import GIB, MIB, block, managed_segments
+from tests.allocator.conftest import (
+    GIB,
+    MIB,
+    Background,
+    block,
+    diversion_underway,
+    managed_segments,
+)
 from tests.simulator import sim
 
 pytestmark = pytest.mark.simulated
@@ -87,5 +94,30 @@ def test_managed_mode_returns_small_segments_too() -> None:
     egm_alloc.enable(mode="managed")
     tensors = [block(1024), block(5 * MIB), block(3 * GIB)]
     del tensors
+    torch.cuda.empty_cache()
+    assert managed_segments() == 0
+
+
+def test_empty_cache_beside_a_diversion_gives_back_the_device_tier_too() -> None:
+    # Up to torch 2.12 emptying everything passes over the default pool while any pool is recorded
+    # to.
+    egm_alloc.enable(threshold_gib=1)
+    cached = block(64 * MIB)
+    del cached
+    with diversion_underway(sim) as diverting:
+        emptying = Background(torch.cuda.empty_cache)
+        emptying.join(0.5)  # it may wait for the diversion, or not need to
+    diverting.finish()
+    emptying.finish()
+    assert egm_alloc.stats().device_tier.reserved_bytes == 0
+
+
+def test_empty_cache_makes_up_for_a_release_that_a_capture_forbade() -> None:
+    egm_alloc.enable(threshold_gib=1)
+    tensor = block(2 * GIB)
+    del tensor
+    with sim.fail_call("cudaFree", error="cudaErrorStreamCaptureUnsupported", times=1):
+        torch.cuda.empty_cache()
+    assert managed_segments() == 1
     torch.cuda.empty_cache()
     assert managed_segments() == 0

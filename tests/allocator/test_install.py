@@ -141,9 +141,11 @@ torch.cuda.init()
 torch.cuda.caching_allocator_enable(False)
 tensor = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
 assert egm_alloc.info(tensor).tier == "device"
+assert egm_alloc.stats(0).extended["managed"].allocations == 0
 del tensor
 torch.cuda.caching_allocator_enable(True)
 tensor = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
 assert egm_alloc.info(tensor).tier == "extended"
+assert egm_alloc.stats(0).extended["managed"].allocations == 1
 """
     )

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-import torch.multiprocessing.reductions as reductions
+from torch.multiprocessing import reductions
 
 import egm_alloc
+from build_backend import cuda_headers
 from tests.allocator.conftest import GIB, MIB, block, tier
-from tests.simulator import run_script
+from tests.simulator import run_script, sim
 
 pytestmark = pytest.mark.simulated
 
@@ -29,6 +37,29 @@ def test_memory_fraction_binds_hbm_and_not_the_extended_tier() -> None:
         torch.cuda.empty_cache()
         with pytest.raises(torch.cuda.OutOfMemoryError):
             [block(512 * MIB) for _ in range(hbm // 4 // (512 * MIB) + 1)]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_memory_fraction_binds_again_after_a_failed_diversion() -> None:
+    egm_alloc.enable(threshold_gib=2, limit_gib=100)
+    torch.cuda.set_per_process_memory_fraction(0.25)
+    try:
+        with sim.fail_call("cudaMallocManaged", error="cudaErrorMemoryAllocation", times=-1):
+            with pytest.raises(torch.cuda.OutOfMemoryError):
+                block(64 * GIB)
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            [block(GIB) for _ in range(3)]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_memory_fraction_counts_extended_device_memory_as_hbm() -> None:
+    egm_alloc.enable(threshold_gib=1, backing="device")
+    torch.cuda.set_per_process_memory_fraction(0.25)
+    try:
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            [block(GIB) for _ in range(3)]
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
@@ -87,9 +118,56 @@ def test_copies_between_devices_and_host_keep_contents() -> None:
 def test_current_device_is_left_as_it_was() -> None:
     egm_alloc.enable(threshold_gib=1)
     with torch.cuda.device(1):
+        torch.cuda.set_per_process_memory_fraction(0.5, 0)
         tensors = [block(GIB, 0), block(GIB, 1)]
         assert torch.cuda.current_device() == 1
         del tensors
         torch.cuda.empty_cache()
         egm_alloc.stats(0)
         assert torch.cuda.current_device() == 1
+        torch.cuda.set_per_process_memory_fraction(1.0, 0)
+
+
+# What cuDNN's convolutions ask before they choose a workspace; Python has no way to it.
+CACHE_INFO = """
+#include <c10/cuda/CUDACachingAllocator.h>
+extern "C" size_t largest_block(int device) {
+  size_t largest = 0;
+  auto* const allocator = c10::cuda::CUDACachingAllocator::get();
+  allocator->cacheInfo(static_cast<c10::DeviceIndex>(device), &largest);
+  return largest;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def cache_info(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    folder = tmp_path_factory.mktemp("cache_info")
+    (folder / "cache_info.cpp").write_text(CACHE_INFO)
+    torch_folder = Path(torch.__file__).parent
+    assert torch.version.cuda is not None
+    cuda = cuda_headers.include_folders(
+        torch.version.cuda, sys.path, os.environ, platform.machine()
+    )
+    library = folder / "cache_info.so"
+    includes = [f"-I{path}" for path in (torch_folder / "include", *cuda)]
+    source = str(folder / "cache_info.cpp")
+    libraries = [source, f"-L{torch_folder / 'lib'}", "-lc10", "-lc10_cuda"]
+    subprocess.run(
+        ["g++", "-w", "-fPIC", "-shared", "-o", str(library), "-std=c++20", *includes, *libraries],
+        check=True,
+        env={k: v for k, v in os.environ.items() if k != "LD_PRELOAD"},
+    )
+    loaded = ctypes.CDLL(str(library))
+    loaded.largest_block.restype = ctypes.c_size_t
+    return loaded
+
+
+def test_largest_block_for_workspaces_is_no_more_than_hbm_can_give(
+    cache_info: ctypes.CDLL,
+) -> None:
+    hbm = torch.cuda.get_device_properties(0).total_memory
+    egm_alloc.enable(threshold_gib=1)
+    cached = block(64 * GIB)
+    del cached
+    assert 0 < cache_info.largest_block(0) <= hbm

@@ -180,7 +180,50 @@ def test_public_header_is_plain_c(tmp_path: Path) -> None:
         "void* use(cudaStream_t s) { managed_free(0, 0, 0, s); return managed_malloc(1, 0, s); }\n"
     )
     subprocess.run(
-        ["gcc", "-std=c99", "-Wall", "-Werror", "-fsyntax-only"]
-        + [f"-I{tmp_path}", f"-I{header.parent}", str(source)],
+        [
+            "gcc",
+            "-std=c99",
+            "-Wall",
+            "-Werror",
+            "-fsyntax-only",
+            f"-I{tmp_path}",
+            f"-I{header.parent}",
+            str(source),
+        ],
         check=True,
     )
+
+
+def test_pair_follows_the_environment_without_enable() -> None:
+    run_script(
+        """
+import torch, egm_alloc
+from tests.simulator import sim
+pool = egm_alloc.mem_pool()
+with sim.call_log() as log:
+    with torch.cuda.use_mem_pool(pool):
+        tensor = torch.empty(1 << 20, dtype=torch.uint8, device="cuda")
+assert [call.args["advice"] for call in log.of("cudaMemAdvise")] == ["set-preferred-location"]
+assert not log.of("cudaMemPrefetchAsync")
+del tensor
+""",
+        env={
+            "EGM_ALLOC_AUTO_ENABLE": "0",
+            "EGM_ALLOC_PREFETCH": "0",
+            "EGM_ALLOC_ACCESSED_BY": "none",
+        },
+    )
+
+
+def last_cuda_error() -> int:
+    return int(ctypes.CDLL(None).cudaPeekAtLastError())
+
+
+def test_failed_pair_leaves_no_cuda_error_behind(pair: ctypes.CDLL) -> None:
+    # torch checks the last error before its next allocation and after its next kernel.
+    assert last_cuda_error() == 0
+    with sim.fail_call("cudaMallocManaged", error="cudaErrorMemoryAllocation"):
+        assert pair.managed_malloc(MIB, 0, None) is None
+    assert last_cuda_error() == 0
+    assert pair.managed_malloc(MIB, 2, None) is None
+    assert last_cuda_error() == 0

@@ -26,22 +26,26 @@ def test_extended_block_waits_for_a_recorded_stream() -> None:
 
 
 def test_record_stream_beside_a_diversion_is_still_waited_for() -> None:
-    # Up to torch 2.12 a stream recorded while any pool is recorded to counts as used in a capture,
-    # and is later not waited for: the block would be handed out while the stream still reads it.
+    # Up to torch 2.12 a stream recorded while any pool is recorded to counts as used in a capture.
+    # A free meanwhile is put off, and then does not wait for that stream: the block would be handed
+    # out while the stream still reads it.
     egm_alloc.enable(threshold_gib=1)
     other = torch.cuda.Stream()
-    tensor = block(64 * MIB)
-    address = tensor.data_ptr()
-    with diversion_underway(sim) as diverting:
-        recording = Background(lambda: tensor.record_stream(other))
-        recording.join(0.5)  # it may wait for the diversion, or not need to
-    diverting.finish()
-    recording.finish()
-    sim.hold(other.cuda_stream)
-    del tensor
-    torch.empty(1, device="cuda")
-    assert block(64 * MIB).data_ptr() != address
-    sim.release(other.cuda_stream)
+    tensors = [block(64 * MIB)]
+    address = tensors[0].data_ptr()
+
+    def record_and_free() -> None:
+        tensors[0].record_stream(other)
+        tensors.clear()
+
+    with sim.holding(other):
+        with diversion_underway(sim) as diverting:
+            recording = Background(record_and_free)
+            recording.join(0.5)  # it may wait for the diversion, or not need to
+        diverting.finish()
+        recording.finish()
+        torch.empty(1, device="cuda")  # here torch makes up for what it has put off
+        assert block(64 * MIB).data_ptr() != address
 
 
 def test_managed_mode_reuses_blocks_once_the_recorded_stream_is_done() -> None:

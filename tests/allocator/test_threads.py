@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import threading
 
@@ -33,6 +34,7 @@ def churn(seed: int, steps: int) -> None:
 
 @pytest.mark.parametrize("mode", ["tiered", "managed"])
 def test_threads_allocate_and_free_while_another_reconfigures(mode: str) -> None:
+    sim.set_hbm_gib(256)  # while egm_alloc is off, all of it is to fit in HBM
     egm_alloc.enable(threshold_gib=32 / 1024, mode=mode)
     done = threading.Event()
 
@@ -48,7 +50,7 @@ def test_threads_allocate_and_free_while_another_reconfigures(mode: str) -> None
             torch.cuda.empty_cache()
 
     helpers = [Background(reconfigure), Background(empty)]
-    workers = [Background(lambda seed=seed: churn(seed, 300)) for seed in range(6)]
+    workers = [Background(functools.partial(churn, seed, 300)) for seed in range(6)]
     try:
         for worker in workers:
             worker.finish(120)
@@ -63,13 +65,13 @@ def test_threads_allocate_and_free_while_another_reconfigures(mode: str) -> None
     assert not sim.live_allocations(0).get("managed")
 
 
+def twenty(device: int) -> list[torch.Tensor]:
+    return [block(GIB, device) for _ in range(20)]
+
+
 def test_two_devices_divert_at_the_same_time() -> None:
     egm_alloc.enable(threshold_gib=1)
-    threads = [
-        Background(lambda device=device: [block(GIB, device) for _ in range(20)])
-        for device in (0, 1)
-        for _ in range(2)
-    ]
+    threads = [Background(functools.partial(twenty, device)) for device in (0, 1) for _ in range(2)]
     results = [thread.finish() for thread in threads]
     assert [managed_segments(device) for device in (0, 1)] == [40, 40]
     del results

@@ -42,7 +42,8 @@ def test_layer_includes_only_those_above_it(source: Path) -> None:
         if layer in {"core", "cuda", "c_api"}:
             assert not TORCH_HEADERS.match(header), f"{layer}/ must not include {header}"
         if layer != "bindings":
-            assert not header.startswith(("pybind11/", "torch/extension")) and header != "Python.h"
+            assert not header.startswith(("pybind11/", "torch/extension"))
+            assert header != "Python.h"
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: str(p.relative_to(CSRC)))

@@ -52,6 +52,7 @@ def run_process(code: str, **environment: str) -> subprocess.CompletedProcess[st
         capture_output=True,
         text=True,
         timeout=240,
+        check=False,
         env={**os.environ, **environment},
     )
     assert result.returncode == 0, result.stdout + result.stderr

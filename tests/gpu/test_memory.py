@@ -139,7 +139,8 @@ def test_compiled_model_with_cudagraphs_gives_the_same_result(budget: Budget) ->
     tokens = torch.randint(0, 1 << 17, (8, 128), device="cuda")
 
     def forward(indices: torch.Tensor) -> torch.Tensor:
-        return head(table(indices)).relu().sum(-1)
+        scores: torch.Tensor = head(table(indices)).relu().sum(-1)
+        return scores
 
     compiled = torch.compile(forward, mode="reduce-overhead")
     with torch.no_grad():
@@ -164,7 +165,7 @@ def test_limit_is_torchs_out_of_memory_error(budget: Budget) -> None:
 
 def test_extended_tensor_is_not_shared_between_processes(budget: Budget) -> None:
     budget(1 * GIB)
-    import torch.multiprocessing.reductions as reductions
+    from torch.multiprocessing import reductions
 
     with pytest.raises(RuntimeError, match="managed memory cannot be shared"):
         reductions.reduce_tensor(block(512 * MIB))

@@ -118,7 +118,9 @@ def build() -> list[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         sources = [str(source) for source in sorted(_SOURCES.glob("*.cpp"))]
-        _compile([compiler, *_FLAGS, f"-I{headers}", *sources, "-o", str(partial / _SONAME), "-ldl"])
+        _compile(
+            [compiler, *_FLAGS, f"-I{headers}", *sources, "-o", str(partial / _SONAME), "-ldl"]
+        )
         nvml = ["-shared", "-fPIC", f"-Wl,-soname,{_NVML_SONAME}", str(_NVML_SOURCE)]
         _compile([compiler, *nvml, "-o", str(partial / _NVML_SONAME)])
         partial.rename(folder)

@@ -12,8 +12,7 @@ struct ErrorName {
   const char* name;
 };
 
-#define SIM_ERROR(name) \
-  { name, #name }
+#define SIM_ERROR(name) {name, #name}
 constexpr ErrorName kRuntime[] = {
     SIM_ERROR(cudaSuccess),
     SIM_ERROR(cudaErrorInvalidValue),
