@@ -5,7 +5,7 @@
 // ~~~~~~~~~~~~~~~~~~~~~
 // torch frees the cached segments of a pool only when nobody uses it any more, and a pool whose
 // uses have reached zero cannot be recorded to again. Creating a pool is its base use; beginning
-// to record adds one, which ending does not take back: each diversion is begin, end, releasePool.
+// to record adds one, which ending does not take back: each recording is begin, end, releasePool.
 // To give back what a live pool has cached, its base use is released (it is retired) and torch is
 // asked to empty its cache. Blocks still in use keep a retired pool's segments; torch returns those
 // at a later emptyCache, and once the last is gone it forgets the pool, whose id can serve again.
