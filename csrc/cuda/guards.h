@@ -34,17 +34,23 @@ class DeviceScope {
 // wrong.
 class RelaxedCaptureScope {
  public:
-  RelaxedCaptureScope() noexcept { exchange(); }
-  ~RelaxedCaptureScope() { exchange(); }
+  RelaxedCaptureScope() noexcept : relaxed_(exchange()) {}
+  ~RelaxedCaptureScope() {
+    // A thread left relaxed would break later captures unnoticed, so once more if it fails.
+    if (relaxed_ && !exchange()) exchange();
+  }
   RelaxedCaptureScope(const RelaxedCaptureScope&) = delete;
   RelaxedCaptureScope& operator=(const RelaxedCaptureScope&) = delete;
 
  private:
-  void exchange() noexcept {
-    if (cudaThreadExchangeStreamCaptureMode(&mode_) != cudaSuccess) cudaGetLastError();
+  bool exchange() noexcept {
+    if (cudaThreadExchangeStreamCaptureMode(&mode_) == cudaSuccess) return true;
+    cudaGetLastError();
+    return false;
   }
 
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+  const bool relaxed_;
 };
 
 }  // namespace egm

@@ -172,8 +172,8 @@ with torch.cuda.use_mem_pool(pools[0]):
 del inside
 held = egm_alloc.stats(0).device_tier.reserved_bytes
 assert held >= 64 << 20
-torch._C._cuda_attach_out_of_memory_observer(lambda *a: pools.clear())
-with sim.fail_call("cudaMallocManaged", error="cudaErrorMemoryAllocation", times=1):
+with sim.fail_call("cudaMallocManaged", error="cudaErrorMemoryAllocation", times=-1) as fault:
+    torch._C._cuda_attach_out_of_memory_observer(lambda *a: (pools.clear(), fault.disarm()))
     tensor = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
 assert not pools
 assert egm_alloc.info(tensor).tier == "extended"
@@ -266,7 +266,7 @@ def divert():
 
 # The diversion fails after a second and calls the observer, which needs the GIL, while this
 # thread waits for the diversion in ~MemPool, which torch enters with the GIL held.
-with sim.fail_call("cudaMallocManaged", error="cudaErrorMemoryAllocation", times=2):
+with sim.fail_call("cudaMallocManaged", error="cudaErrorMemoryAllocation", times=-1):
     with sim.stall_call("cudaMallocManaged", seconds=1.0) as delay:
         thread = threading.Thread(target=divert)
         thread.start()
