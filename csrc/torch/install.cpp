@@ -3,6 +3,7 @@
 
 #include <c10/core/Allocator.h>
 
+#include <limits>
 #include <mutex>
 
 namespace egm {
@@ -36,7 +37,11 @@ TieredAllocator& install() {
   instance.store(allocator);
   // Both: torch.cuda reads the first, torch.accelerator and c10::GetAllocator the second.
   cca::allocator.store(allocator);
-  c10::SetAllocator(c10::DeviceType::CUDA, allocator, 0);
+  // With the lowest priority that is accepted: torch 2.13 registers its own above the lowest.
+  for (int priority = 0; priority <= std::numeric_limits<uint8_t>::max(); ++priority) {
+    c10::SetAllocator(c10::DeviceType::CUDA, allocator, static_cast<uint8_t>(priority));
+    if (c10::GetAllocator(c10::DeviceType::CUDA) == allocator) break;
+  }
   return *allocator;
 }
 
