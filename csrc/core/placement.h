@@ -34,5 +34,6 @@ Bytes smallest_extended(const Config& config);
 // request could be cut from a huge cached block, which then cannot be returned. Below 1 GiB all
 // sizes share pool 0, as they do in torch; above, there is one pool per power of two.
 int size_class(Bytes size);
+inline constexpr Bytes kEndOfClassZero = gib(1);
 
 }  // namespace egm

@@ -14,9 +14,11 @@
 //   requests go straight to torch.
 #pragma once
 
-#include <atomic>
 #include <mutex>
+#include <utility>
 #include <vector>
+
+#include "torch/this_thread.h"
 
 namespace egm {
 
@@ -46,30 +48,26 @@ class Gate {
   std::mutex mutex_;
 };
 
-// How many gates the current thread holds.
-inline int& gates_held() {
-  thread_local int count = 0;
-  return count;
-}
-
 // Holds one gate for a scope, or none if the thread already holds any.
 class GateScope {
  public:
-  explicit GateScope(Gate& gate) : gate_(gates_held() == 0 ? &gate : nullptr) {
+  explicit GateScope(Gate& gate, ThisThread& thread = this_thread())
+      : gate_(thread.gates_held == 0 ? &gate : nullptr), thread_(thread) {
     if (gate_ == nullptr) return;
     gate_->lock();
-    ++gates_held();
+    ++thread_.gates_held;
   }
   ~GateScope() {
     if (gate_ == nullptr) return;
-    --gates_held();
+    --thread_.gates_held;
     gate_->unlock();
   }
   GateScope(const GateScope&) = delete;
   GateScope& operator=(const GateScope&) = delete;
 
  private:
-  Gate* gate_;
+  Gate* const gate_;
+  ThisThread& thread_;
 };
 
 // Holds all of the given gates for a scope; the thread must hold none.
@@ -78,12 +76,12 @@ class AllGatesScope {
   explicit AllGatesScope(std::vector<Gate*> gates) : gates_(std::move(gates)) {
     for (Gate* gate : gates_) {
       gate->lock();
-      ++gates_held();
+      ++this_thread().gates_held;
     }
   }
   ~AllGatesScope() {
     for (auto it = gates_.rbegin(); it != gates_.rend(); ++it) {
-      --gates_held();
+      --this_thread().gates_held;
       (*it)->unlock();
     }
   }

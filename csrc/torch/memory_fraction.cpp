@@ -26,7 +26,7 @@ double MemoryFraction::get() {
 }
 
 void MemoryFraction::allow_extended(Bytes coming) {
-  if (unlimited_.load(std::memory_order_relaxed)) return;
+  if (unlimited()) return;
   std::lock_guard<std::mutex> lock(mutex_);
   // torch's own getters and setters leave the device they were asked about current.
   c10::cuda::CUDAGuard current(device_);

@@ -23,6 +23,7 @@ class MemoryFraction {
   // Throws what torch throws for a value out of range, with everything as it was.
   void set(double fraction);
   double get();
+  bool unlimited() const { return unlimited_.load(std::memory_order_relaxed); }
   // Makes room for the segments outside HBM that there are and `coming` more bytes of them.
   void allow_extended(Bytes coming);
 

@@ -65,7 +65,7 @@ void Pools::record(const Pool& pool) {
   if (recorded_ == &pool) return;
   stop_recording();
   native_->beginAllocateToPool(device_, pool.id, [](cudaStream_t) {
-    const Diversion* const diversion = current_diversion();
+    const Diversion* const diversion = this_thread().diversion;
     return diversion != nullptr && diversion->claims;
   });
   recorded_ = &pool;
@@ -73,13 +73,14 @@ void Pools::record(const Pool& pool) {
 
 void Pools::stop_recording() noexcept {
   if (recorded_ == nullptr) return;
+  open_below(0);
   const auto id = std::exchange(recorded_, nullptr)->id;
   const auto try_to = [](const auto& call) {
     try {
       call();
     } catch (const std::exception& error) {
       // Not seen on any torch so far. The diversion, if there is one, warns when it is over.
-      if (Diversion* const diversion = current_diversion()) {
+      if (Diversion* const diversion = this_thread().diversion) {
         diversion->report().pool_failure = error.what();
       }
     }

@@ -1,5 +1,5 @@
 // Our private pools inside torch's allocator, on one device. It has no lock of its own: all calls
-// are made under the device's gate.
+// but one are made under the device's gate.
 //
 // Note [Uses of a pool]
 // ~~~~~~~~~~~~~~~~~~~~~
@@ -11,6 +11,7 @@
 // at a later emptyCache, and once the last is gone it forgets the pool, whose id can serve again.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -43,6 +44,12 @@ class Pools {
   void record(const Pool& pool);
   void stop_recording() noexcept;
 
+  // Leaves the present recording open for all requests of less than this many bytes, whose pool it
+  // is. Ends with the recording.
+  void open_below(size_t nbytes) { open_below_.store(nbytes, std::memory_order_relaxed); }
+  // Zero if none is open. May be asked without the gate.
+  size_t open_below() const { return open_below_.load(std::memory_order_relaxed); }
+
   // Releases the base use of every live pool that holds segments.
   void retire_all();
   // Asks torch for the cached segments of retired pools. With a recording of somebody else's
@@ -62,16 +69,20 @@ class Pools {
   const c10::DeviceIndex device_;
   std::vector<std::unique_ptr<Pool>> pools_;
   const Pool* recorded_ = nullptr;
+  std::atomic<size_t> open_below_{0};
 };
 
-// Records to a pool for a scope, and beyond it if that was asked for.
+// Records to a pool for a scope, and beyond it if that was asked for: see Note [Open recordings].
 class RecordingScope {
  public:
   RecordingScope(Pools& pools, const Pool& pool) : pools_(pools) { pools_.record(pool); }
   ~RecordingScope() {
     if (!keep_open_) pools_.stop_recording();
   }
-  void keep_open() { keep_open_ = true; }
+  void keep_open(size_t below) {
+    keep_open_ = true;
+    pools_.open_below(below);
+  }
   RecordingScope(const RecordingScope&) = delete;
   RecordingScope& operator=(const RecordingScope&) = delete;
 

@@ -5,14 +5,10 @@
 
 namespace egm {
 
-Diversion*& current_diversion() {
-  thread_local Diversion* diversion = nullptr;
-  return diversion;
-}
-
 void* SegmentSource::raw_alloc(size_t nbytes) {
   Diversion unattended;
-  Diversion& diversion = current_diversion() ? *current_diversion() : unattended;
+  Diversion* const current = this_thread().diversion;
+  Diversion& diversion = current != nullptr ? *current : unattended;
   try {
     HintFailures hints;
     void* const base =

@@ -11,6 +11,7 @@
 
 #include "core/placement.h"
 #include "torch/delegating_allocator.h"
+#include "torch/this_thread.h"
 
 namespace egm {
 
@@ -39,9 +40,6 @@ struct Diversion {
     return *problems;
   }
 };
-
-// Null outside a diversion.
-Diversion*& current_diversion();
 
 class SegmentSource final : public DelegatingAllocator {
  public:

@@ -4,6 +4,7 @@
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/util/ScopeExit.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "core/state.h"
@@ -23,13 +24,18 @@ Bytes segment_size(Bytes request) {
 // Makes a diversion the current thread's for a scope.
 class DiversionScope {
  public:
-  explicit DiversionScope(Diversion& diversion) {
+  DiversionScope(ThisThread& thread, Diversion& diversion) : thread_(thread) {
     diversion.claims = true;
-    current_diversion() = &diversion;
+    outer_ = std::exchange(thread_.diversion, &diversion);
   }
-  ~DiversionScope() { current_diversion() = nullptr; }
+  ~DiversionScope() { thread_.diversion = outer_; }
   DiversionScope(const DiversionScope&) = delete;
   DiversionScope& operator=(const DiversionScope&) = delete;
+
+ private:
+  ThisThread& thread_;
+  // An observer's request may be diverted in the midst of another one.
+  Diversion* outer_;
 };
 
 // Lets a request of an observer, made in the midst of this thread's diversion, pass by our pool.
@@ -49,21 +55,21 @@ class PassByScope {
   bool claimed_ = false;
 };
 
-// Counts a diversion as underway for a scope.
-class ActivityScope {
+// Note [Quiet tries]
+// ~~~~~~~~~~~~~~~~~~
+// A request that runs out of memory may be tried again after memory was given back. Only the last
+// try's failure is the user's: one before it is not announced to out-of-memory observers and is
+// taken out of num_ooms. torch's memory history shows each.
+class QuietScope {
  public:
-  explicit ActivityScope(std::atomic<uint64_t>& activity) : activity_(activity) {
-    activity_.fetch_add((1ULL << 16) + 1);
-  }
-  ~ActivityScope() { activity_.fetch_sub(1); }
-  ActivityScope(const ActivityScope&) = delete;
-  ActivityScope& operator=(const ActivityScope&) = delete;
+  QuietScope(ThisThread& thread, bool quiet) : thread_(thread) { thread_.quiet = quiet; }
+  ~QuietScope() { thread_.quiet = false; }
+  QuietScope(const QuietScope&) = delete;
+  QuietScope& operator=(const QuietScope&) = delete;
 
  private:
-  std::atomic<uint64_t>& activity_;
+  ThisThread& thread_;
 };
-
-bool is_underway(uint64_t activity) { return (activity & 0xFFFF) != 0; }
 
 }  // namespace
 
@@ -87,63 +93,115 @@ void TieredAllocator::stop() {
 
 // No device is asked for: this must work before CUDA is up.
 void TieredAllocator::stop_recordings() {
-  if (gates_held() != 0)
-    return;  // an observer; what this thread's diversion records to ends with it
+  // An observer; what this thread's diversion records to ends with it.
+  if (this_thread().gates_held != 0) return;
   for (const auto& own : devices_) {
     GateScope gate(own->gate);
     own->pools.stop_recording();
   }
 }
 
+// Note [Open recordings]
+// ~~~~~~~~~~~~~~~~~~~~~~
+// Taking the gate, beginning and ending a recording cost more than the rest of a diversion. In mode
+// "managed" nearly every request goes to the same pool, so its recording is left open and the next
+// ones only ask torch, with no gate: they neither begin nor end anything. The recording claims
+// nothing outside of diversions. What an open one disturbs in torch 2.11 and 2.12 ends it first:
+// recordStream (and from then on none is left open), emptyCache, checkpoints, recordings of others,
+// switching off. A request that was just about to be made on another thread is then in HBM.
+
 // `stream`: the request's, or nothing for the current one.
 template <typename AskNative>
 TieredAllocator::Answer<AskNative> TieredAllocator::serve(size_t nbytes,
                                                           std::optional<cudaStream_t> stream,
                                                           const AskNative& ask_native) {
-  if (C10_UNLIKELY(gates_held() != 0)) {
-    PassByScope pass_by(current_diversion());
+  ThisThread& thread = this_thread();
+  if (C10_UNLIKELY(thread.gates_held != 0)) {
+    PassByScope pass_by(thread.diversion);
     return ask_native();
   }
   if (C10_LIKELY(nbytes < divert_from_.load(std::memory_order_relaxed))) {
-    return serve_from_hbm(ask_native);
+    return serve_from_hbm(thread, stream, ask_native);
+  }
+  const int index = c10::cuda::current_device();
+  Device& own = device(static_cast<c10::DeviceIndex>(index));
+  if (nbytes < own.pools.open_below()) {
+    Diversion diversion;
+    try {
+      auto served = [&] {
+        QuietScope quiet(thread, true);
+        DiversionScope scope(thread, diversion);
+        return ask_native();
+      }();
+      state().ledger.request_served(index, BackingKind::kManaged);
+      if (C10_UNLIKELY(diversion.missed)) after_open_miss(own, diversion);
+      return served;
+    } catch (const c10::OutOfMemoryError&) {
+      ++own.quiet_failures;
+    }
   }
   const Config& config = state().config.get();
-  const Request request{Bytes(nbytes), c10::cuda::current_device()};
+  const Request request{Bytes(nbytes), index};
   const auto placement = place(request, config);
-  if (!placement) return serve_from_hbm(ask_native);
-  const auto index = static_cast<c10::DeviceIndex>(request.device);
-  const cudaStream_t used =
-      stream ? *stream : static_cast<cudaStream_t>(c10::cuda::getCurrentCUDAStream(index));
   // With caching off (torch.cuda.caching_allocator_enable(False)) torch ignores pools.
-  if (!target()->isEnabled() || device(index).recordings.claim(used)) {
-    return serve_from_hbm(ask_native);
+  if (!placement || !target()->isEnabled() || claimed_by_user(request.device, stream)) {
+    return serve_from_hbm(thread, stream, ask_native);
   }
-  return divert(request, used, *placement, ask_native);
+  return divert(thread, request, stream, config, *placement, ask_native);
 }
 
-// A diversion on another thread keeps torch 2.11 and 2.12 from freeing its cache, so a request that
-// runs out of memory beside one is tried again when that is over. Cached segments of plain device
-// memory are also given back first.
+// Up to which size requests share the pool of this one, if its recording may be left open for them;
+// else zero. What needs the gate, such as a limit, keeps it closed.
+size_t TieredAllocator::may_open_below(const Device& own, const Request& request,
+                                       const Config& config) {
+  const bool may = config.mode == Mode::kManaged && !config.limit && started() &&
+                   own.fraction.unlimited() && !own.recordings.any() &&
+                   !(kRecordingsFreezeDevice && own.stream_recorded);
+  const Bytes below = std::min(config.threshold, kEndOfClassZero);
+  return may && request.size < below ? below.count() : 0;
+}
+
+void TieredAllocator::after_open_miss(Device& own, const Diversion& diversion) {
+  {
+    GateScope gate(own.gate);
+    tidy_after_diversion(own, diversion);
+  }
+  if (diversion.problems) warn_once(*diversion.problems);
+}
+
+bool TieredAllocator::claimed_by_user(int index, std::optional<cudaStream_t> stream) {
+  const auto& recordings = device(static_cast<c10::DeviceIndex>(index)).recordings;
+  return recordings.any() && recordings.claim(stream_of(index, stream));
+}
+
+cudaStream_t TieredAllocator::stream_of(int index, std::optional<cudaStream_t> stream) {
+  if (stream) return *stream;
+  return c10::cuda::getCurrentCUDAStream(static_cast<c10::DeviceIndex>(index));
+}
+
+// A diversion on another thread keeps torch 2.11 and 2.12 from freeing its cache, and cached
+// segments of ours may be plain device memory, so once anything was diverted a request that runs
+// out of memory is tried again without either.
 template <typename AskNative>
-TieredAllocator::Answer<AskNative> TieredAllocator::serve_from_hbm(const AskNative& ask_native) {
-  const uint64_t activity = activity_.load(std::memory_order_relaxed);
+TieredAllocator::Answer<AskNative> TieredAllocator::serve_from_hbm(
+    ThisThread& thread, std::optional<cudaStream_t> stream, const AskNative& ask_native) {
+  if (C10_LIKELY(!diverted_before_.load(std::memory_order_relaxed))) return ask_native();
+  const bool quiet = user_recordings_.load(std::memory_order_relaxed) == 0;
   try {
+    QuietScope scope(thread, quiet);
     return ask_native();
   } catch (c10::OutOfMemoryError& error) {
     const auto index = c10::cuda::current_device();
-    const bool holds_hbm = state().ledger.counters(index, BackingKind::kDevice).reserved > Bytes(0);
-    const bool overlapped =
-        kRecordingsFreezeDevice && (is_underway(activity) || activity_.load() != activity);
-    const bool own_pool =
-        device(index).recordings.claim(c10::cuda::getCurrentCUDAStream(index).stream());
-    if (gates_held() != 0 || own_pool || !(holds_hbm || overlapped)) {
-      if (state().ledger.reserved(index) > Bytes(0)) error.add_context(describe_tiers(index, ""));
+    if (quiet) {
+      ++device(index).quiet_failures;
+    } else if (claimed_by_user(index, stream)) {
+      error.add_context(describe_tiers(index, ""));
       throw;
     }
   }
   emptyCache();
   const auto index = c10::cuda::current_device();
-  GateScope gate(device(index).gate);
+  GateScope gate(device(index).gate, thread);
   try {
     return ask_native();
   } catch (c10::OutOfMemoryError& error) {
@@ -153,30 +211,29 @@ TieredAllocator::Answer<AskNative> TieredAllocator::serve_from_hbm(const AskNati
 }
 
 template <typename AskNative>
-TieredAllocator::Answer<AskNative> TieredAllocator::divert(const Request& request,
-                                                           cudaStream_t stream,
-                                                           const Placement& placement,
-                                                           const AskNative& ask_native) {
+TieredAllocator::Answer<AskNative> TieredAllocator::divert(
+    ThisThread& thread, const Request& request, std::optional<cudaStream_t> stream,
+    const Config& config, const Placement& placement, const AskNative& ask_native) {
   const auto index = static_cast<c10::DeviceIndex>(request.device);
   Device& own = device(index);
-  const auto limit = state().config.get().limit;
-  if (limit && segment_size(request.size) > *limit) {
+  if (config.limit && segment_size(request.size) > *config.limit) {
     // Never to be served: said before torch is asked, which would count and announce a failure.
     state().ledger.refused_by_limit(index, placement.backing);
     TORCH_CHECK_WITH(OutOfMemoryError, false, "egm_alloc: ", describe(request.size),
-                     " do not fit under the extended tier's limit of ", describe(*limit),
+                     " do not fit under the extended tier's limit of ", describe(*config.limit),
                      " on device ", static_cast<int>(index), ". Raise limit_gib or allocate less.");
   }
   for (bool last_try = false;; last_try = true) {
     Diversion diversion;
     try {
       auto served = [&] {
-        GateScope gate(own.gate);
+        GateScope gate(own.gate, thread);
         // Whatever happens, the room made for a segment that then did not come is taken back.
         const auto tidy = c10::make_scope_exit([&] { tidy_after_diversion(own, diversion); });
-        return record_and_ask(own, request, stream, placement, diversion, ask_native);
+        QuietScope quiet(thread, !last_try);
+        return record_and_ask(thread, own, request, stream, config, placement, diversion,
+                              ask_native);
       }();
-      state().ledger.request_served(index, placement.backing);
       if (diversion.problems) warn_once(*diversion.problems);
       return served;
     } catch (c10::OutOfMemoryError& error) {
@@ -184,13 +241,14 @@ TieredAllocator::Answer<AskNative> TieredAllocator::divert(const Request& reques
         error.add_context(describe_tiers(index, diversion.report().failure));
         throw;
       }
+      ++own.quiet_failures;
     }
     // In a live pool torch cannot give back what is cached, so that is done here. More than our own
     // can help only plain device memory.
     if (placement.backing == BackingKind::kDevice) {
       emptyCache();
     } else {
-      GateScope gate(own.gate);
+      GateScope gate(own.gate, thread);
       give_back_cached(own);
     }
   }
@@ -199,39 +257,29 @@ TieredAllocator::Answer<AskNative> TieredAllocator::divert(const Request& reques
 // Under the gate.
 template <typename AskNative>
 TieredAllocator::Answer<AskNative> TieredAllocator::record_and_ask(
-    Device& own, const Request& request, cudaStream_t stream, const Placement& placement,
-    Diversion& diversion, const AskNative& ask_native) {
+    ThisThread& thread, Device& own, const Request& request, std::optional<cudaStream_t> stream,
+    const Config& config, const Placement& placement, Diversion& diversion,
+    const AskNative& ask_native) {
   const bool in_hbm = placement.backing == BackingKind::kDevice;
   own.fraction.allow_extended(in_hbm ? Bytes(0) : segment_size(request.size));
   if (kRecordingsFreezeDevice && own.stream_recorded.load(std::memory_order_relaxed)) {
-    process_pending_events(stream);
+    process_pending_events(stream_of(own.index, stream));
   }
   const Pool* pool = &own.pools.live(placement, request.size);
-  const auto limit = state().config.get().limit;
-  if (limit && state().ledger.reserved(own.index) + segment_size(request.size) > *limit &&
-      !own.pools.has_cached(*pool, request.size, stream)) {
+  if (config.limit &&
+      state().ledger.reserved(own.index) + segment_size(request.size) > *config.limit &&
+      !own.pools.has_cached(*pool, request.size, stream_of(own.index, stream))) {
     // Before torch is asked: it would count the failure and announce it to observers.
     give_back_cached(own);
     pool = &own.pools.live(placement, request.size);
   }
-  ActivityScope activity(activity_);
-  DiversionScope scope(diversion);
+  diverted_before_.store(true, std::memory_order_relaxed);
+  DiversionScope scope(thread, diversion);
   RecordingScope recording(own.pools, *pool);
   auto result = ask_native();
-  if (may_keep_recording(own)) recording.keep_open();
+  state().ledger.request_served(own.index, placement.backing);
+  if (const size_t below = may_open_below(own, request, config)) recording.keep_open(below);
   return result;
-}
-
-// Note [Open recordings]
-// ~~~~~~~~~~~~~~~~~~~~~~
-// Beginning and ending a recording cost more than the rest of a diversion. In mode "managed" the
-// next request is a diversion too, so the recording is left open for it. It claims nothing outside
-// of a diversion. What an open recording disturbs in torch 2.11 and 2.12 ends it first:
-// recordStream (and from then on none is left open), emptyCache, checkpoints, recordings of others,
-// switching off.
-bool TieredAllocator::may_keep_recording(const Device& own) const {
-  return state().config.get().mode == Mode::kManaged && started() && !own.recordings.any() &&
-         !(kRecordingsFreezeDevice && own.stream_recorded.load(std::memory_order_relaxed));
 }
 
 // torch 2.11 and 2.12 look whether recorded streams have finished only in an allocation outside of

@@ -56,6 +56,10 @@ class TieredAllocator final : public DelegatingAllocator {
   void* raw_alloc(size_t nbytes) override;
   void* raw_alloc_with_stream(size_t nbytes, cudaStream_t stream) override;
 
+  void attachOutOfMemoryObserver(cca::OutOfMemoryObserver observer) override;
+  cca::DeviceStats getDeviceStats(c10::DeviceIndex device) override;
+  void resetAccumulatedStats(c10::DeviceIndex device) override;
+
   void recordStream(const c10::DataPtr& ptr, c10::Stream stream) override;
   void recordStream(const c10::DataPtr& ptr, c10::cuda::CUDAStream stream) override;
   void emptyCache(c10::MempoolId_t id = {0, 0}) override;
@@ -86,6 +90,8 @@ class TieredAllocator final : public DelegatingAllocator {
     Pools pools;
     MemoryFraction fraction;
     std::atomic<bool> stream_recorded{false};
+    // Failures that torch has counted in num_ooms and the user has not seen.
+    std::atomic<int64_t> quiet_failures{0};
     // Pools that an observer asked to empty in the midst of a diversion.
     std::vector<c10::MempoolId_t> postponed_empties;
   };
@@ -98,16 +104,22 @@ class TieredAllocator final : public DelegatingAllocator {
   Answer<AskNative> serve(size_t nbytes, std::optional<cudaStream_t> stream,
                           const AskNative& ask_native);
   template <typename AskNative>
-  Answer<AskNative> serve_from_hbm(const AskNative& ask_native);
+  Answer<AskNative> serve_from_hbm(ThisThread& thread, std::optional<cudaStream_t> stream,
+                                   const AskNative& ask_native);
   template <typename AskNative>
-  Answer<AskNative> divert(const Request& request, cudaStream_t stream, const Placement& placement,
-                           const AskNative& ask_native);
+  Answer<AskNative> divert(ThisThread& thread, const Request& request,
+                           std::optional<cudaStream_t> stream, const Config& config,
+                           const Placement& placement, const AskNative& ask_native);
   template <typename AskNative>
-  Answer<AskNative> record_and_ask(Device& own, const Request& request, cudaStream_t stream,
+  Answer<AskNative> record_and_ask(ThisThread& thread, Device& own, const Request& request,
+                                   std::optional<cudaStream_t> stream, const Config& config,
                                    const Placement& placement, Diversion& diversion,
                                    const AskNative& ask_native);
 
-  bool may_keep_recording(const Device& own) const;
+  bool claimed_by_user(int index, std::optional<cudaStream_t> stream);
+  static cudaStream_t stream_of(int index, std::optional<cudaStream_t> stream);
+  size_t may_open_below(const Device& own, const Request& request, const Config& config);
+  void after_open_miss(Device& own, const Diversion& diversion);
   void stop_recordings();
   void process_pending_events(cudaStream_t stream);
   void give_back_cached(Device& own);
@@ -119,8 +131,10 @@ class TieredAllocator final : public DelegatingAllocator {
 
   // The smallest request that is diverted on any device.
   std::atomic<size_t> divert_from_{kNothing};
-  // Diversions underway in the low 16 bits, diversions begun above: tells whether one overlapped.
-  std::atomic<uint64_t> activity_{0};
+  // Any diversion yet, on any device.
+  std::atomic<bool> diverted_before_{false};
+  // Recordings of others underway, on all devices.
+  std::atomic<int> user_recordings_{0};
   std::array<std::unique_ptr<Device>, kMaxDevices> devices_;
 };
 

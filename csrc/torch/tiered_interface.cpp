@@ -17,6 +17,25 @@ std::vector<Gate*> TieredAllocator::all_gates() {
   return gates;
 }
 
+// See Note [Quiet tries]. torch's statistics are the user's but for failures that were tried again.
+void TieredAllocator::attachOutOfMemoryObserver(cca::OutOfMemoryObserver observer) {
+  target()->attachOutOfMemoryObserver(
+      [observer = std::move(observer)](int64_t index, size_t size, size_t total, size_t free) {
+        if (!this_thread().quiet) observer(index, size, total, free);
+      });
+}
+
+cca::DeviceStats TieredAllocator::getDeviceStats(c10::DeviceIndex index) {
+  auto stats = target()->getDeviceStats(index);
+  stats.num_ooms = std::max<int64_t>(0, stats.num_ooms - device(index).quiet_failures.load());
+  return stats;
+}
+
+void TieredAllocator::resetAccumulatedStats(c10::DeviceIndex index) {
+  target()->resetAccumulatedStats(index);
+  device(index).quiet_failures = 0;
+}
+
 // Under the gate: up to torch 2.12 a stream recorded while any pool is recorded to counts as "used
 // in a capture" and is later not waited for, which is wrong data.
 void TieredAllocator::recordStream(const c10::DataPtr& ptr, c10::Stream stream) {
@@ -37,7 +56,7 @@ void TieredAllocator::recordStream(const c10::DataPtr& ptr, c10::cuda::CUDAStrea
 
 void TieredAllocator::emptyCache(c10::MempoolId_t id) {
   const bool everything = id == c10::MempoolId_t{0, 0};
-  if (gates_held() != 0) {
+  if (this_thread().gates_held != 0) {
     // An observer, in the midst of this thread's diversion: torch would assert on a single pool.
     if (everything) {
       target()->emptyCache(id);
@@ -50,8 +69,11 @@ void TieredAllocator::emptyCache(c10::MempoolId_t id) {
   release_postponed();
   const auto count = c10::cuda::device_count();
   for (c10::DeviceIndex index = 0; index < count; ++index) {
-    device(index).pools.stop_recording();
-    if (everything) device(index).pools.retire_all();
+    if (everything) {
+      device(index).pools.retire_all();
+    } else {
+      device(index).pools.stop_recording();
+    }
   }
   target()->emptyCache(id);
   for (c10::DeviceIndex index = 0; index < count; ++index) {
@@ -71,13 +93,14 @@ void TieredAllocator::beginAllocateToPool(c10::DeviceIndex index, c10::MempoolId
   own.pools.stop_recording();
   target()->beginAllocateToPool(index, id, filter);
   own.recordings.add(id, std::move(filter));
+  ++user_recordings_;
 }
 
 void TieredAllocator::endAllocateToPool(c10::DeviceIndex index, c10::MempoolId_t id) {
   Device& own = device(index);
   GateScope gate(own.gate);
   target()->endAllocateToPool(index, id);
-  own.recordings.remove(id);
+  if (own.recordings.remove(id)) --user_recordings_;
 }
 
 std::shared_ptr<cca::AllocatorState> TieredAllocator::getCheckpointState(c10::DeviceIndex index,

@@ -26,12 +26,16 @@ class UserRecordings {
     replace([&](List& list) { list.emplace_back(id, std::move(filter)); });
   }
 
-  void remove(c10::MempoolId_t id) {
+  // False if there was none.
+  bool remove(c10::MempoolId_t id) {
+    bool found = false;
     replace([&](List& list) {
-      list.erase(std::remove_if(list.begin(), list.end(),
-                                [&](const auto& entry) { return entry.first == id; }),
-                 list.end());
+      const auto kept = std::remove_if(list.begin(), list.end(),
+                                       [&](const auto& entry) { return entry.first == id; });
+      found = kept != list.end();
+      list.erase(kept, list.end());
     });
+    return found;
   }
 
   bool any() const { return count_.load(std::memory_order_acquire) != 0; }

@@ -162,18 +162,24 @@ def test_diversion_beside_a_users_pool_leaves_retired_pools_alone() -> None:
     del beside, pool
 
 
+# An observer that was attached before egm_alloc was imported hears of every try.
 POOL_DESTROYED_BY_OBSERVER = """
-import torch, egm_alloc
+import torch
+pools, faults = [], []
+torch._C._cuda_attach_out_of_memory_observer(
+    lambda *a: (pools.clear(), [fault.disarm() for fault in faults])
+)
+import egm_alloc
 from tests.simulator import sim
 egm_alloc.enable(threshold_gib=1)
-pools = [torch.cuda.MemPool()]
+pools.append(torch.cuda.MemPool())
 with torch.cuda.use_mem_pool(pools[0]):
     inside = torch.empty(64 << 20, dtype=torch.uint8, device="cuda")
 del inside
 held = egm_alloc.stats(0).device_tier.reserved_bytes
 assert held >= 64 << 20
 with sim.fail_call("cudaMallocManaged", error="cudaErrorMemoryAllocation", times=-1) as fault:
-    torch._C._cuda_attach_out_of_memory_observer(lambda *a: (pools.clear(), fault.disarm()))
+    faults.append(fault)
     tensor = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
 assert not pools
 assert egm_alloc.info(tensor).tier == "extended"
@@ -249,12 +255,13 @@ def test_pools_begun_and_ended_in_a_thread_do_not_fail_diversions_in_another() -
 
 
 GIL_HELD_BESIDE_A_DIVERSION = """
-import threading, torch, egm_alloc
+import threading, torch
+called = []
+torch._C._cuda_attach_out_of_memory_observer(lambda *a: called.append(a))
+import egm_alloc
 from tests.simulator import sim
 egm_alloc.enable(threshold_gib=1)
 torch.cuda.memory._record_memory_history(context="all", stacks="python")
-called = []
-torch._C._cuda_attach_out_of_memory_observer(lambda *a: called.append(a))
 pool = torch.cuda.MemPool()
 failed = []
 

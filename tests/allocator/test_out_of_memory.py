@@ -54,11 +54,23 @@ def test_one_failure_is_retried_in_a_fresh_pool() -> None:
     egm_alloc.enable(threshold_gib=1)
     cached = block(2 * GIB)
     del cached
+    announced: list[tuple[int, ...]] = []
+    torch._C._cuda_attach_out_of_memory_observer(  # type: ignore[attr-defined]
+        lambda *figures: announced.append(figures)
+    )
+    before = num_ooms()
     with sim.fail_call("cudaMallocManaged", error="cudaErrorMemoryAllocation", times=1):
         tensor = block(4 * GIB)
     assert tier(tensor) == "extended"
     if not RETRIES_ITSELF:
         assert egm_alloc.stats().extended["managed"].segments == 1  # the cached one was given back
+    assert (announced, num_ooms()) == ([], before)  # the user has seen no failure
+    with sim.fail_call("cudaMallocManaged", error="cudaErrorMemoryAllocation", times=-1):
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            block(5 * GIB)
+    assert (len(announced), num_ooms()) == (1, before + 1)
+    torch.cuda.reset_accumulated_memory_stats()
+    assert num_ooms() == 0
 
 
 def test_limit_refuses_before_torch_is_asked() -> None:
@@ -110,11 +122,21 @@ def test_hbm_request_beside_a_diversion_may_use_the_cache() -> None:
     assert tier(tensor) == "device"
 
 
-def test_genuine_out_of_memory_in_hbm_is_torchs_own() -> None:
+@pytest.mark.parametrize("diverted", [False, True])
+def test_genuine_out_of_memory_in_hbm_is_torchs_own(diverted: bool) -> None:
+    egm_alloc.enable(threshold_gib=1)
+    if diverted:
+        block(GIB)
     egm_alloc.enable(threshold_gib=1 << 20)
     hbm = torch.cuda.get_device_properties(0).total_memory
+    announced: list[tuple[int, ...]] = []
+    torch._C._cuda_attach_out_of_memory_observer(  # type: ignore[attr-defined]
+        lambda *figures: announced.append(figures)
+    )
+    before = num_ooms()
     with pytest.raises(torch.cuda.OutOfMemoryError):
         block(2 * hbm)
+    assert (len(announced), num_ooms()) == (1, before + 1)
 
 
 def test_observer_that_allocates_does_not_deadlock_and_stays_in_hbm() -> None:

@@ -1,0 +1,23 @@
+// What the current thread is in the midst of. One thread-local for all of it, because each is
+// looked up in every request.
+#pragma once
+
+namespace egm {
+
+struct Diversion;
+
+struct ThisThread {
+  // See Note [Gates].
+  int gates_held = 0;
+  // Null outside a diversion.
+  Diversion* diversion = nullptr;
+  // The request underway is tried again if it runs out of memory: see Note [Quiet tries].
+  bool quiet = false;
+};
+
+inline ThisThread& this_thread() {
+  thread_local ThisThread state;
+  return state;
+}
+
+}  // namespace egm
