@@ -61,7 +61,7 @@ COMPARISONS = [
 
 
 WARM_UP = 3  # turns that are not counted
-SLOW_ROWS = (*worker.STEPS, worker.SMALL_THREADS, worker.NINTH_THREAD)
+SLOW_ROWS = (worker.SMALL_THREADS, worker.NINTH_THREAD)
 
 
 class Process:
@@ -200,7 +200,7 @@ def main() -> int:
     lines, met = compare(measurements, arguments.only)
     print(
         f"torch {torch.__version__}, {name}; medians of {arguments.turns} turns, "
-        "half of them for steps and threads; ratio = ours / native, turn by turn\n"
+        "half of them for threads; ratio = ours / native, turn by turn\n"
     )
     print(markdown(lines))
     if arguments.json:

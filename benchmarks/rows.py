@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -30,15 +29,18 @@ _WIDTH, _LAYERS = 1024, 8
 Batch = Callable[[], float]
 
 
-@contextmanager
-def one_processor() -> Iterator[None]:
-    """Keep this thread on one processor, the same in every process that is compared."""
-    allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(allowed)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
+def _on_one_processor(timed: Batch) -> Batch:
+    """Keep a batch's thread on one processor, the same in every process that is compared."""
+
+    def batch() -> float:
+        allowed = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {max(allowed)})
+        try:
+            return timed()
+        finally:
+            os.sched_setaffinity(0, allowed)
+
+    return batch
 
 
 def _batch_of(work: Callable[[], object], repeats: int) -> Batch:
@@ -60,13 +62,7 @@ def allocation(size_bytes: int, cached: bool) -> Batch:
         torch.empty(size_bytes, dtype=torch.uint8, device="cuda")
 
     repeats = 2000 if cached else 3 if size_bytes >= GIB else 20
-    timed = _batch_of(work, repeats)
-
-    def batch() -> float:
-        with one_processor():
-            return timed()
-
-    return batch
+    return _on_one_processor(_batch_of(work, repeats))
 
 
 def threads(large_bytes: int | None) -> Batch:
@@ -130,7 +126,8 @@ def training() -> Batch:
         loss.backward()
         optimizer.step()
 
-    return _batch_of(work, repeats=5)
+    # The thread of the backward pass is born in the first batch and stays on that processor.
+    return _on_one_processor(_batch_of(work, repeats=5))
 
 
 def inference() -> Batch:
@@ -142,10 +139,4 @@ def inference() -> Batch:
         with torch.no_grad():
             model(data)
 
-    timed = _batch_of(work, repeats=20)
-
-    def batch() -> float:
-        with one_processor():
-            return timed()
-
-    return batch
+    return _on_one_processor(_batch_of(work, repeats=20))

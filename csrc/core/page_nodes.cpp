@@ -27,7 +27,9 @@ PageNodes page_nodes(const void* address, Bytes size) {
     }
     nodes.assign(pages.size(), -EFAULT);
     if (syscall(SYS_move_pages, 0, pages.size(), pages.data(), nullptr, nodes.data(), 0) < 0) {
-      throw std::system_error(errno, std::generic_category(), "move_pages");
+      throw std::system_error(errno, std::generic_category(),
+                              "the kernel does not say where pages are (move_pages; a container "
+                              "may need --cap-add SYS_NICE)");
     }
     for (const int node : nodes) {
       Bytes& bytes = node >= 0 ? result.by_node[node] : result.unmapped;

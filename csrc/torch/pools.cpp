@@ -8,6 +8,12 @@
 
 namespace egm {
 
+bool Diversion::wants(const Pool& candidate) const {
+  if (!claims) return false;
+  return pool != nullptr ? pool == &candidate
+                         : nbytes < candidate.open_below.load(std::memory_order_relaxed);
+}
+
 Pool& Pools::live(const Placement& placement, Bytes size) {
   const int wanted = size_class(size);
   Pool* reusable = nullptr;
@@ -61,20 +67,22 @@ bool Pools::any_retired() const {
                      [](const auto& pool) { return pool->stage == Pool::Stage::kRetired; });
 }
 
-void Pools::record(const Pool& pool) {
+void Pools::record(Pool& pool) {
   if (recorded_ == &pool) return;
   stop_recording();
-  native_->beginAllocateToPool(device_, pool.id, [](cudaStream_t) {
-    const Diversion* const diversion = this_thread().diversion;
-    return diversion != nullptr && diversion->claims;
+  native_->beginAllocateToPool(device_, pool.id, [&pool, device = device_](cudaStream_t) {
+    Diversion* const diversion = this_thread().diversion;
+    if (diversion == nullptr || !diversion->wants(pool)) return false;
+    diversion->claimed_on = device;
+    return true;
   });
   recorded_ = &pool;
 }
 
 void Pools::stop_recording() noexcept {
   if (recorded_ == nullptr) return;
-  open_below(0);
-  const auto id = std::exchange(recorded_, nullptr)->id;
+  Pool& pool = *std::exchange(recorded_, nullptr);
+  pool.open_below.store(0, std::memory_order_relaxed);
   const auto try_to = [](const auto& call) {
     try {
       call();
@@ -85,8 +93,8 @@ void Pools::stop_recording() noexcept {
       }
     }
   };
-  try_to([&] { native_->endAllocateToPool(device_, id); });
-  try_to([&] { native_->releasePool(device_, id); });
+  try_to([&] { native_->endAllocateToPool(device_, pool.id); });
+  try_to([&] { native_->releasePool(device_, pool.id); });
 }
 
 bool Pools::has_cached(const Pool& pool, Bytes size, cudaStream_t stream) const {

@@ -1,5 +1,5 @@
 // Our private pools inside torch's allocator, on one device. It has no lock of its own: all calls
-// but one are made under the device's gate.
+// are made under the device's gate.
 //
 // Note [Uses of a pool]
 // ~~~~~~~~~~~~~~~~~~~~~
@@ -27,6 +27,8 @@ struct Pool {
   Placement placement;
   int size_class = 0;
   Stage stage = Stage::kForgotten;
+  // While its recording is left open: requests of less than this are claimed without a gate.
+  std::atomic<size_t> open_below{0};
   // One reference is ours and is leaked at exit with the rest of the allocator: torch's static
   // destructor drops its own.
   std::shared_ptr<SegmentSource> source;
@@ -39,16 +41,10 @@ class Pools {
   // A live pool for requests of this placement and size, made if there is none.
   Pool& live(const Placement& placement, Bytes size);
 
-  // Sends to `pool` what a thread asks for while its Diversion claims it. At most one pool is
-  // recorded to at a time; recording to one already recorded to costs nothing.
-  void record(const Pool& pool);
+  // Sends to `pool` what a thread asks for in a Diversion to it. At most one pool is recorded to at
+  // a time; recording to one already recorded to costs nothing.
+  void record(Pool& pool);
   void stop_recording() noexcept;
-
-  // Leaves the present recording open for all requests of less than this many bytes, whose pool it
-  // is. Ends with the recording.
-  void open_below(size_t nbytes) { open_below_.store(nbytes, std::memory_order_relaxed); }
-  // Zero if none is open. May be asked without the gate.
-  size_t open_below() const { return open_below_.load(std::memory_order_relaxed); }
 
   // Releases the base use of every live pool that holds segments.
   void retire_all();
@@ -68,26 +64,26 @@ class Pools {
   cca::CUDAAllocator* const native_;
   const c10::DeviceIndex device_;
   std::vector<std::unique_ptr<Pool>> pools_;
-  const Pool* recorded_ = nullptr;
-  std::atomic<size_t> open_below_{0};
+  Pool* recorded_ = nullptr;
 };
 
 // Records to a pool for a scope, and beyond it if that was asked for: see Note [Open recordings].
 class RecordingScope {
  public:
-  RecordingScope(Pools& pools, const Pool& pool) : pools_(pools) { pools_.record(pool); }
+  RecordingScope(Pools& pools, Pool& pool) : pools_(pools), pool_(pool) { pools_.record(pool); }
   ~RecordingScope() {
     if (!keep_open_) pools_.stop_recording();
   }
   void keep_open(size_t below) {
     keep_open_ = true;
-    pools_.open_below(below);
+    pool_.open_below.store(below, std::memory_order_relaxed);
   }
   RecordingScope(const RecordingScope&) = delete;
   RecordingScope& operator=(const RecordingScope&) = delete;
 
  private:
   Pools& pools_;
+  Pool& pool_;
   bool keep_open_ = false;
 };
 

@@ -15,11 +15,18 @@
 
 namespace egm {
 
-// The diversion that the current thread is in.
+struct Pool;
+
+// The diversion that the current thread is in. torch's allocator asks about it through the filter
+// of a recording.
 struct Diversion {
-  // torch's allocator asks this of the recording's filter; false while an observer's own request
-  // passes through.
-  bool claims = false;
+  size_t nbytes = 0;
+  // Where to; null for any pool whose recording is open for requests of this size.
+  const Pool* pool = nullptr;
+  // False while an observer's own request passes through.
+  bool claims = true;
+  // The device where a recording took the request, or -1.
+  int claimed_on = -1;
   // A segment was acquired: the cache had missed.
   bool missed = false;
 
@@ -32,6 +39,8 @@ struct Diversion {
     // torch refused to end a recording.
     std::string pool_failure;
   };
+  bool wants(const Pool& candidate) const;
+
   // Null while there are none, as nearly always.
   std::unique_ptr<Problems> problems;
 

@@ -25,7 +25,6 @@ Bytes segment_size(Bytes request) {
 class DiversionScope {
  public:
   DiversionScope(ThisThread& thread, Diversion& diversion) : thread_(thread) {
-    diversion.claims = true;
     outer_ = std::exchange(thread_.diversion, &diversion);
   }
   ~DiversionScope() { thread_.diversion = outer_; }
@@ -82,12 +81,14 @@ TieredAllocator::TieredAllocator(cca::CUDAAllocator* native) : DelegatingAllocat
 
 void TieredAllocator::start(const Config& config) {
   state().config.set(config);
+  open_below_.store(0, std::memory_order_relaxed);
   divert_from_.store(smallest_extended(config).count(), std::memory_order_relaxed);
   stop_recordings();
 }
 
 void TieredAllocator::stop() {
   divert_from_.store(kNothing, std::memory_order_relaxed);
+  open_below_.store(0, std::memory_order_relaxed);
   stop_recordings();
 }
 
@@ -108,7 +109,7 @@ void TieredAllocator::stop_recordings() {
 // ones only ask torch, with no gate: they neither begin nor end anything. The recording claims
 // nothing outside of diversions. What an open one disturbs in torch 2.11 and 2.12 ends it first:
 // recordStream (and from then on none is left open), emptyCache, checkpoints, recordings of others,
-// switching off. A request that was just about to be made on another thread is then in HBM.
+// switching off. What no open recording has claimed is given up and diverted the long way.
 
 // `stream`: the request's, or nothing for the current one.
 template <typename AskNative>
@@ -123,25 +124,29 @@ TieredAllocator::Answer<AskNative> TieredAllocator::serve(size_t nbytes,
   if (C10_LIKELY(nbytes < divert_from_.load(std::memory_order_relaxed))) {
     return serve_from_hbm(thread, stream, ask_native);
   }
-  const int index = c10::cuda::current_device();
-  Device& own = device(static_cast<c10::DeviceIndex>(index));
-  if (nbytes < own.pools.open_below()) {
+  if (nbytes < open_below_.load(std::memory_order_relaxed)) {
     Diversion diversion;
+    diversion.nbytes = nbytes;
     try {
       auto served = [&] {
         QuietScope quiet(thread, true);
         DiversionScope scope(thread, diversion);
         return ask_native();
       }();
-      state().ledger.request_served(index, BackingKind::kManaged);
-      if (C10_UNLIKELY(diversion.missed)) after_open_miss(own, diversion);
-      return served;
+      if (C10_LIKELY(diversion.claimed_on >= 0)) {
+        state().ledger.request_served(diversion.claimed_on, BackingKind::kManaged);
+        if (C10_UNLIKELY(diversion.missed)) after_open_miss(diversion);
+        return served;
+      }
+      // Until one is open again, the long way only.
+      open_below_.store(0, std::memory_order_relaxed);
+      give_up(served);
     } catch (const c10::OutOfMemoryError&) {
-      ++own.quiet_failures;
+      ++device(c10::cuda::current_device()).quiet_failures;
     }
   }
   const Config& config = state().config.get();
-  const Request request{Bytes(nbytes), index};
+  const Request request{Bytes(nbytes), c10::cuda::current_device()};
   const auto placement = place(request, config);
   // With caching off (torch.cuda.caching_allocator_enable(False)) torch ignores pools.
   if (!placement || !target()->isEnabled() || claimed_by_user(request.device, stream)) {
@@ -154,15 +159,16 @@ TieredAllocator::Answer<AskNative> TieredAllocator::serve(size_t nbytes,
 // else zero. What needs the gate, such as a limit, keeps it closed.
 size_t TieredAllocator::may_open_below(const Device& own, const Request& request,
                                        const Config& config) {
-  const bool may = config.mode == Mode::kManaged && !config.limit && started() &&
+  const bool may = config.mode == Mode::kManaged && !config.devices && !config.limit && started() &&
                    own.fraction.unlimited() && !own.recordings.any() &&
                    !(kRecordingsFreezeDevice && own.stream_recorded);
   const Bytes below = std::min(config.threshold, kEndOfClassZero);
   return may && request.size < below ? below.count() : 0;
 }
 
-void TieredAllocator::after_open_miss(Device& own, const Diversion& diversion) {
+void TieredAllocator::after_open_miss(const Diversion& diversion) {
   {
+    Device& own = device(static_cast<c10::DeviceIndex>(diversion.claimed_on));
     GateScope gate(own.gate);
     tidy_after_diversion(own, diversion);
   }
@@ -265,7 +271,7 @@ TieredAllocator::Answer<AskNative> TieredAllocator::record_and_ask(
   if (kRecordingsFreezeDevice && own.stream_recorded.load(std::memory_order_relaxed)) {
     process_pending_events(stream_of(own.index, stream));
   }
-  const Pool* pool = &own.pools.live(placement, request.size);
+  Pool* pool = &own.pools.live(placement, request.size);
   if (config.limit &&
       state().ledger.reserved(own.index) + segment_size(request.size) > *config.limit &&
       !own.pools.has_cached(*pool, request.size, stream_of(own.index, stream))) {
@@ -274,11 +280,15 @@ TieredAllocator::Answer<AskNative> TieredAllocator::record_and_ask(
     pool = &own.pools.live(placement, request.size);
   }
   diverted_before_.store(true, std::memory_order_relaxed);
+  diversion.pool = pool;
   DiversionScope scope(thread, diversion);
   RecordingScope recording(own.pools, *pool);
   auto result = ask_native();
   state().ledger.request_served(own.index, placement.backing);
-  if (const size_t below = may_open_below(own, request, config)) recording.keep_open(below);
+  if (const size_t below = may_open_below(own, request, config)) {
+    recording.keep_open(below);
+    open_below_.store(below, std::memory_order_relaxed);
+  }
   return result;
 }
 

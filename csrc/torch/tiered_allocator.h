@@ -119,7 +119,9 @@ class TieredAllocator final : public DelegatingAllocator {
   bool claimed_by_user(int index, std::optional<cudaStream_t> stream);
   static cudaStream_t stream_of(int index, std::optional<cudaStream_t> stream);
   size_t may_open_below(const Device& own, const Request& request, const Config& config);
-  void after_open_miss(Device& own, const Diversion& diversion);
+  void after_open_miss(const Diversion& diversion);
+  static void give_up(const c10::DataPtr&) {}  // its destructor frees it
+  void give_up(void* served) { target()->raw_delete(served); }
   void stop_recordings();
   void process_pending_events(cudaStream_t stream);
   void give_back_cached(Device& own);
@@ -131,6 +133,8 @@ class TieredAllocator final : public DelegatingAllocator {
 
   // The smallest request that is diverted on any device.
   std::atomic<size_t> divert_from_{kNothing};
+  // Requests smaller than this may find an open recording on their device; zero if none is open.
+  std::atomic<size_t> open_below_{0};
   // Any diversion yet, on any device.
   std::atomic<bool> diverted_before_{false};
   // Recordings of others underway, on all devices.
