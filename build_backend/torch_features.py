@@ -1,4 +1,4 @@
-"""Reads off torch's headers which virtual functions its CUDA allocator has.
+"""Reads off torch's headers which virtual functions its CUDA allocator has, and what they take.
 
 A vendor's torch need not declare what the release of the same number does, so the headers decide,
 not the version. `scan` yields the macros that ``csrc/torch/delegating_allocator.h`` asks.
@@ -51,13 +51,13 @@ OPTIONAL = {
     "annotateMemory": "ANNOTATE_MEMORY",  # 2.14
 }
 
-
-# Parameters and types that releases have and older development versions of 2.11 lack.
-_CHANGED_BEFORE_RELEASE = {
-    "snapshot": "include_traces",
-    "recordHistory": "skip_actions",
-    "setUseOnOOM": "use_on_oom",
-    "createOrIncrefPool": "shared_ptr",
+# Virtuals that a vendor's development version of 2.11 may still declare as 2.10.0 does: the type
+# that only newer declarations name, and what the macros call it.
+CHANGED = {
+    "snapshot": ("bool", "SNAPSHOT_INCLUDE_TRACES"),
+    "recordHistory": ("vector", "RECORD_HISTORY_SKIP_ACTIONS"),
+    "setUseOnOOM": ("bool", "SET_USE_ON_OOM_VALUE"),
+    "createOrIncrefPool": ("shared_ptr", "SHARED_POOL_ALLOCATORS"),
 }
 
 
@@ -126,7 +126,7 @@ def virtuals(text: str, class_name: str) -> dict[str, str]:
 
 
 def scan(include: Path) -> tuple[dict[str, bool], list[str]]:
-    """Find out which optional virtuals a torch declares.
+    """Find out which optional virtuals a torch declares, and how it declares those that changed.
 
     Parameters
     ----------
@@ -136,17 +136,17 @@ def scan(include: Path) -> tuple[dict[str, bool], list[str]]:
     Returns
     -------
     features : dict of str to bool
-        For each macro (without prefix), whether the virtual is there.
+        For each macro (without prefix), whether the virtual is there or takes what newer ones do.
     unknown : list of str
         Virtuals with a default that egm_alloc does not forward, as ``Class::name``.
 
     Raises
     ------
     BuildStop
-        If a header is missing, if torch lacks a virtual that egm_alloc overrides or declares it as
-        before 2.11, or if it has a pure one that egm_alloc does not know.
+        If a header is missing, if torch lacks a virtual that egm_alloc overrides, or if it has a
+        pure one that egm_alloc does not know.
     """
-    declared: set[str] = set()
+    declared: dict[str, str] = {}
     unknown: list[str] = []
     for class_name, path in _CLASSES.items():
         try:
@@ -154,12 +154,7 @@ def scan(include: Path) -> tuple[dict[str, bool], list[str]]:
         except OSError:
             raise BuildStop(f"this torch has no header {include / path}") from None
         for name, declaration in virtuals(text, class_name).items():
-            declared.add(name)
-            if _CHANGED_BEFORE_RELEASE.get(name, "") not in declaration:
-                raise BuildStop(
-                    f"this torch declares {class_name}::{name} without "
-                    f"{_CHANGED_BEFORE_RELEASE[name]}, as before torch 2.11: a newer one is needed"
-                )
+            declared[name] = declaration
             if name in _ALWAYS or name in OPTIONAL:
                 continue
             if re.search(r"=\s*0\s*$", declaration):
@@ -167,12 +162,14 @@ def scan(include: Path) -> tuple[dict[str, bool], list[str]]:
                     f"this torch declares {class_name}::{name}, which egm_alloc does not know yet"
                 )
             unknown.append(f"{class_name}::{name}")
-    missing = sorted(_ALWAYS - declared)
+    missing = sorted(_ALWAYS - declared.keys())
     if missing:
         raise BuildStop(
             f"this torch does not declare {', '.join(missing)}, which egm_alloc overrides"
         )
-    return {macro: name in declared for name, macro in OPTIONAL.items()}, unknown
+    features = {macro: name in declared for name, macro in OPTIONAL.items()}
+    features |= {macro: kind in declared[name] for name, (kind, macro) in CHANGED.items()}
+    return features, unknown
 
 
 def header(features: dict[str, bool]) -> str:

@@ -23,6 +23,27 @@ namespace cca = c10::cuda::CUDACachingAllocator;
 // 2.13 a real capture on the caller's stream counts, announced through markCaptureBegin.
 inline constexpr bool kRecordingsFreezeDevice = !EGM_ALLOC_TORCH_HAS_MARK_CAPTURE_BEGIN;
 
+// What createOrIncrefPool takes: torch 2.11 shares a pool's allocator, earlier ones only borrow it.
+#if EGM_ALLOC_TORCH_HAS_SHARED_POOL_ALLOCATORS
+using PoolAllocator = std::shared_ptr<cca::CUDAAllocator>;
+inline PoolAllocator as_pool_allocator(PoolAllocator allocator) { return allocator; }
+#else
+using PoolAllocator = cca::CUDAAllocator*;
+inline PoolAllocator as_pool_allocator(const std::shared_ptr<cca::CUDAAllocator>& allocator) {
+  return allocator.get();
+}
+#endif
+
+// The segments of a pool, or all for {0, 0}, without the recorded history where torch can omit it.
+inline std::vector<cca::SegmentInfo> segments_of(cca::CUDAAllocator& allocator,
+                                                 c10::MempoolId_t id) {
+#if EGM_ALLOC_TORCH_HAS_SNAPSHOT_INCLUDE_TRACES
+  return allocator.snapshot(id, /*include_traces=*/false).segments;
+#else
+  return allocator.snapshot(id).segments;
+#endif
+}
+
 class DelegatingAllocator : public cca::CUDAAllocator {
  public:
   explicit DelegatingAllocator(cca::CUDAAllocator* target) : target_(target) {}
@@ -102,12 +123,18 @@ class DelegatingAllocator : public cca::CUDAAllocator {
     return target_->getPoolUseCount(device, id);
   }
   void createOrIncrefPool(c10::DeviceIndex device, c10::MempoolId_t id,
-                          std::shared_ptr<cca::CUDAAllocator> allocator = nullptr) override {
+                          PoolAllocator allocator = nullptr) override {
     target_->createOrIncrefPool(device, id, std::move(allocator));
   }
+#if EGM_ALLOC_TORCH_HAS_SET_USE_ON_OOM_VALUE
   void setUseOnOOM(c10::DeviceIndex device, c10::MempoolId_t id, bool use_on_oom) override {
     target_->setUseOnOOM(device, id, use_on_oom);
   }
+#else
+  void setUseOnOOM(c10::DeviceIndex device, c10::MempoolId_t id) override {
+    target_->setUseOnOOM(device, id);
+  }
+#endif
   void setNoSplit(c10::DeviceIndex device, c10::MempoolId_t id) override {
     target_->setNoSplit(device, id);
   }
@@ -138,15 +165,28 @@ class DelegatingAllocator : public cca::CUDAAllocator {
   }
 
   // CUDAAllocator: history and observers
+#if EGM_ALLOC_TORCH_HAS_SNAPSHOT_INCLUDE_TRACES
   cca::SnapshotInfo snapshot(c10::MempoolId_t id = {0, 0}, bool include_traces = true) override {
     return target_->snapshot(id, include_traces);
   }
+#else
+  cca::SnapshotInfo snapshot(c10::MempoolId_t id = {0, 0}) override {
+    return target_->snapshot(id);
+  }
+#endif
   bool isHistoryEnabled() override { return target_->isHistoryEnabled(); }
+#if EGM_ALLOC_TORCH_HAS_RECORD_HISTORY_SKIP_ACTIONS
   void recordHistory(bool enabled, cca::CreateContextFn recorder, size_t max_entries,
                      cca::RecordContext when, bool clear_history,
                      const std::vector<std::string>& skip_actions) override {
     target_->recordHistory(enabled, recorder, max_entries, when, clear_history, skip_actions);
   }
+#else
+  void recordHistory(bool enabled, cca::CreateContextFn recorder, size_t max_entries,
+                     cca::RecordContext when, bool clear_history) override {
+    target_->recordHistory(enabled, recorder, max_entries, when, clear_history);
+  }
+#endif
   void recordAnnotation(const std::vector<std::pair<std::string, std::string>>& md) override {
     target_->recordAnnotation(md);
   }

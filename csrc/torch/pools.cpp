@@ -32,7 +32,7 @@ Pool& Pools::live(const Placement& placement, Bytes size) {
     pool->source = std::make_shared<SegmentSource>(native_, device_, placement);
     reusable = pools_.emplace_back(std::move(pool)).get();
   }
-  native_->createOrIncrefPool(device_, reusable->id, reusable->source);
+  native_->createOrIncrefPool(device_, reusable->id, as_pool_allocator(reusable->source));
   reusable->stage = Pool::Stage::kLive;
   return *reusable;
 }
@@ -99,7 +99,7 @@ void Pools::stop_recording() noexcept {
 
 bool Pools::has_cached(const Pool& pool, Bytes size, cudaStream_t stream) const {
   if (pool.source->segments() == 0) return false;
-  for (const auto& segment : native_->snapshot(pool.id, /*include_traces=*/false).segments) {
+  for (const auto& segment : segments_of(*native_, pool.id)) {
     if (segment.device != device_ || segment.stream != stream) continue;
     for (const auto& block : segment.blocks) {
       if (!block.active && block.size >= size.count()) return true;

@@ -153,7 +153,7 @@ cca::ShareableHandle TieredAllocator::shareIpcHandle(void* ptr) {
 
 TierReport TieredAllocator::report(c10::DeviceIndex index) {
   TierReport report;
-  for (const auto& info : target()->snapshot({0, 0}, /*include_traces=*/false).segments) {
+  for (const auto& info : segments_of(*target(), {0, 0})) {
     if (info.device != index) continue;
     const auto segment = state().segments.find(reinterpret_cast<const void*>(info.address));
     if (!segment) {
