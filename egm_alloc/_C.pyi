@@ -20,10 +20,13 @@ class _BackingDict(TypedDict):
     prefetch_failures: int
     advice_failures: int
     limit_refusals: int
+    reserve_refusals: int
+    spills: int
 
 class _StatsDict(TypedDict):
     device_tier: _TierDict
     extended: dict[str, _BackingDict]
+    tags: dict[int, _TierDict]
 
 class _SegmentDict(TypedDict):
     device: int
@@ -33,6 +36,9 @@ class _SegmentDict(TypedDict):
     preferred_location: str | None
     accessed_by: tuple[str, ...]
     prefetched: bool
+    spilled: bool
+    tag: int
+    on_device_bytes: int | None
     owner: str
 
 class _ResidencyDict(TypedDict):
@@ -53,6 +59,8 @@ class Config:
         accessed_by: list[str],
         prefetch: bool,
         limit_bytes: int | None,
+        device_fraction: float,
+        spill: bool,
     ) -> None: ...
 
 def configure(config: Config) -> None: ...
@@ -61,5 +69,7 @@ def disable() -> None: ...
 def is_enabled() -> bool: ...
 def stats(device: int) -> _StatsDict: ...
 def reset_peak_stats(device: int) -> None: ...
+def enter_place(backing: str, device_fraction: float, tag: int, min_bytes: int) -> None: ...
+def leave_place() -> None: ...
 def segment_of(address: int) -> _SegmentDict | None: ...
 def residency(address: int, size_bytes: int, device: int) -> _ResidencyDict: ...

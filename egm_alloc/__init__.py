@@ -23,6 +23,7 @@ _compat.check(_build_info, torch)
 
 from egm_alloc.config import Config
 from egm_alloc.control import disable, enable, enable_at_import, get_config, is_enabled
+from egm_alloc.placement import place
 from egm_alloc.pluggable import get_include, mem_pool, pluggable_allocator
 from egm_alloc.stats import (
     BackingStats,
@@ -52,6 +53,7 @@ __all__ = [
     "is_enabled",
     "mem_pool",
     "memory_summary",
+    "place",
     "pluggable_allocator",
     "reset_peak_stats",
     "residency",

@@ -22,7 +22,7 @@ _MAX_GIB = float(1 << 33)  # 2**63 bytes, the most that a signed 64-bit size hol
 _MAX_DEVICES = 128  # torch's DeviceIndex is an int8_t (c10/core/Device.h)
 
 MODES = ("tiered", "managed")
-BACKINGS = ("managed", "device")
+BACKINGS = ("managed", "device", "pinned", "numa", "split")
 LOCATIONS = ("device", "host")
 
 
@@ -90,7 +90,37 @@ def _check_accessed_by(name: str, value: object) -> tuple[str, ...]:
     return tuple(sorted(value))
 
 
-def _check_prefetch(name: str, value: object) -> bool:
+def check_device_fraction(name: str, value: object) -> float:
+    """Return the part of a split tensor that is in HBM.
+
+    Parameters
+    ----------
+    name : str
+        What the error calls it.
+    value : object
+        A number from 0 to 1.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    TypeError
+        If `value` is not a number.
+    ValueError
+        If it is not from 0 to 1.
+    """
+    allowed = "a number from 0 (all on the host) to 1 (all in HBM)"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(_refusal(name, value, allowed))
+    fraction = float(value)
+    if not 0 <= fraction <= 1:  # NaN fails this comparison too
+        raise ValueError(_refusal(name, value, allowed))
+    return fraction
+
+
+def _check_bool(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(_refusal(name, value, "True or False"))
     return value
@@ -169,7 +199,7 @@ class Config:
         The devices it acts on. Kept as ``"all"`` or a sorted tuple of indices.
     mode : {"tiered", "managed"}
         ``"tiered"``: small in HBM, large extended. ``"managed"``: everything in managed memory.
-    backing : {"managed", "device"}
+    backing : {"managed", "device", "pinned", "numa", "split"}
         Where the memory of the extended tier comes from. Mode ``"managed"`` needs ``"managed"``.
     preferred_location : {"device", "host"} or None
         Advice on managed memory: where its pages should be.
@@ -179,6 +209,11 @@ class Config:
         Whether managed memory of requests below the threshold is prefetched to the device.
     limit_gib : float or None
         The most GiB of extended memory per device; None for no limit.
+    device_fraction : float
+        Backing ``"split"``: the part of each tensor that is in HBM, from 0 to 1.
+    spill : bool
+        Whether requests below the threshold that HBM cannot hold are served from host memory
+        (backing ``"pinned"``, or ``"numa"`` if that is `backing`) instead of raising.
 
     Raises
     ------
@@ -206,6 +241,8 @@ class Config:
     accessed_by: tuple[str, ...] = ("host",)
     prefetch: bool = True
     limit_gib: float | None = None
+    device_fraction: float = 0.5
+    spill: bool = True
 
     def __post_init__(self) -> None:
         """Check the fields, one by one and then together."""
@@ -237,8 +274,10 @@ _CHECKS: dict[str, Callable[[str, object], object]] = {
     "backing": _check_backing,
     "preferred_location": _check_preferred_location,
     "accessed_by": _check_accessed_by,
-    "prefetch": _check_prefetch,
+    "prefetch": _check_bool,
     "limit_gib": _check_limit,
+    "device_fraction": check_device_fraction,
+    "spill": _check_bool,
 }
 FIELDS = tuple(_CHECKS)
 

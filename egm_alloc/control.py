@@ -49,6 +49,8 @@ def enable(
     accessed_by: Sequence[str] | _Keep = _KEEP,
     prefetch: bool | _Keep = _KEEP,
     limit_gib: float | _Keep | None = _KEEP,
+    device_fraction: float | _Keep = _KEEP,
+    spill: bool | _Keep = _KEEP,
 ) -> None:
     """Divert large requests to the extended tier, from now on.
 
@@ -64,7 +66,7 @@ def enable(
         The devices to act on.
     mode : {"tiered", "managed"}, optional
         Whether small requests stay in HBM, or everything is in managed memory.
-    backing : {"managed", "device"}, optional
+    backing : {"managed", "device", "pinned", "numa", "split"}, optional
         Where the memory of the extended tier comes from.
     preferred_location : {"device", "host"} or None, optional
         Advice: where managed pages should be.
@@ -74,6 +76,10 @@ def enable(
         Whether managed memory of requests below the threshold is prefetched.
     limit_gib : float or None, optional
         The most GiB of extended memory per device.
+    device_fraction : float, optional
+        Backing ``"split"``: the part of each tensor that is in HBM.
+    spill : bool, optional
+        Whether host memory serves what HBM cannot hold.
 
     Raises
     ------
@@ -103,6 +109,8 @@ def enable(
         "accessed_by": accessed_by,
         "prefetch": prefetch,
         "limit_gib": limit_gib,
+        "device_fraction": device_fraction,
+        "spill": spill,
     }
     given = {field: value for field, value in fields.items() if value is not _KEEP}
     with _lock:
@@ -125,6 +133,8 @@ def _compiled(config: Config) -> _C.Config:
         accessed_by=list(config.accessed_by),
         prefetch=config.prefetch,
         limit_bytes=config.limit_bytes,
+        device_fraction=config.device_fraction,
+        spill=config.spill,
     )
 
 

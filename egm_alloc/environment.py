@@ -79,6 +79,8 @@ _PARSERS: dict[str, tuple[Callable[[str], object], str]] = {
     "accessed_by": (_parse_list, ""),
     "prefetch": (parse_bool, BOOL_WORDS),
     "limit_gib": (_parse_optional_number, "a number of GiB, or 'none'"),
+    "device_fraction": (_parse_number, "a number from 0 to 1"),
+    "spill": (parse_bool, BOOL_WORDS),
 }
 
 

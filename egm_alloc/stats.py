@@ -10,6 +10,7 @@ import torch
 from egm_alloc import _C
 from egm_alloc.config import Device, check_device_index
 from egm_alloc.control import get_config, is_enabled
+from egm_alloc.placement import tag_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,10 @@ class BackingStats:
         Pieces of advice that the driver refused; the memory was used without them.
     limit_refusals : int
         Requests refused because of ``limit_gib``.
+    reserve_refusals : int
+        Requests refused because of ``host_reserve_gib``.
+    spills : int
+        Requests served from here because HBM could not hold them.
     """
 
     allocated_bytes: int
@@ -64,6 +69,8 @@ class BackingStats:
     prefetch_failures: int
     advice_failures: int
     limit_refusals: int
+    reserve_refusals: int
+    spills: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +85,15 @@ class Stats:
         HBM held by torch's caching allocator.
     extended : dict of str to BackingStats
         The extended tier, by backing.
+    tags : dict of str to TierStats
+        What blocks of `place` with a tag hold, by tag; of both tiers, without what HBM holds
+        outside of blocks.
     """
 
     device: int
     device_tier: TierStats
     extended: dict[str, BackingStats]
+    tags: dict[str, TierStats]
 
     @property
     def extended_tier(self) -> TierStats:
@@ -136,6 +147,7 @@ def stats(device: Device | None = None) -> Stats:
         device=index,
         device_tier=TierStats(**raw["device_tier"]),
         extended={name: BackingStats(**counters) for name, counters in raw["extended"].items()},
+        tags={tag_name(tag): TierStats(**held) for tag, held in raw["tags"].items()},
     )
 
 
@@ -246,7 +258,8 @@ def memory_summary(device: Device | None = None) -> str:
                 str(backing.segment_frees),
                 f"{backing.prefetches} ({backing.prefetch_failures})",
                 str(backing.advice_failures),
-                str(backing.limit_refusals),
+                str(backing.spills),
+                f"{backing.limit_refusals} / {backing.reserve_refusals}",
             ]
         )
     return "\n".join(
@@ -263,7 +276,8 @@ def memory_summary(device: Device | None = None) -> str:
                     "segment frees",
                     "prefetches (failed)",
                     "advice failures",
-                    "limit refusals",
+                    "spills",
+                    "refused by limit / reserve",
                 ],
                 counts,
             ),

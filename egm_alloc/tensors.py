@@ -7,6 +7,7 @@ import dataclasses
 import torch
 
 from egm_alloc import _C
+from egm_alloc.placement import tag_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +19,11 @@ class TensorInfo:
     tier : {"device", "extended"} or None
         None if the storage has no bytes and so no memory.
     backing : str or None
-        The backing of an extended tensor; None in the device tier.
+        How its memory was had; None for torch's own in the device tier.
     device : int
         The index of the tensor's device.
     segment_address, segment_bytes : int or None
-        The segment that holds the storage; None in the device tier.
+        The segment that holds the storage; None where `backing` is None.
     preferred_location : {"device", "host"} or None
         The advice on the segment.
     accessed_by : tuple of {"device", "host"}
@@ -31,6 +32,12 @@ class TensorInfo:
         Whether the segment was prefetched to the device when it was made.
     owner : {"torch", "pair"} or None
         Who asked for the segment: torch's cache or the C pair.
+    spilled : bool
+        Whether it is there because HBM could not hold it.
+    tag : str or None
+        The tag of the `place` block that it was made in.
+    on_device_bytes : int or None
+        Of a ``"numa"`` or ``"split"`` segment, the bytes at its head that are in HBM.
     """
 
     tier: str | None
@@ -42,6 +49,9 @@ class TensorInfo:
     accessed_by: tuple[str, ...]
     prefetched: bool
     owner: str | None
+    spilled: bool = False
+    tag: str | None = None
+    on_device_bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +131,7 @@ def info(tensor: torch.Tensor) -> TensorInfo:
             owner=None,
         )
     return TensorInfo(
-        tier="extended",
+        tier="device" if segment["backing"] == "device" else "extended",
         backing=segment["backing"],
         device=segment["device"],
         segment_address=segment["address"],
@@ -130,6 +140,9 @@ def info(tensor: torch.Tensor) -> TensorInfo:
         accessed_by=segment["accessed_by"],
         prefetched=segment["prefetched"],
         owner=segment["owner"],
+        spilled=segment["spilled"],
+        tag=tag_name(segment["tag"]) if segment["tag"] else None,
+        on_device_bytes=segment["on_device_bytes"],
     )
 
 

@@ -1,10 +1,13 @@
 // The Python face of the extension: conversions and the GIL, nothing else.
 #include <torch/extension.h>
 
+#include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "core/state.h"
+#include "cuda/mapped_ranges.h"
 #include "cuda/residency.h"
 #include "torch/gate.h"
 #include "torch/install.h"
@@ -56,7 +59,7 @@ Config make_config(uint64_t threshold_bytes, const std::optional<std::vector<int
                    const std::string& mode, const std::string& backing,
                    const std::optional<std::string>& preferred_location,
                    const std::vector<std::string>& accessed_by, bool prefetch,
-                   std::optional<uint64_t> limit_bytes) {
+                   std::optional<uint64_t> limit_bytes, double device_fraction, bool spill) {
   Config config;
   config.threshold = Bytes(threshold_bytes);
   if (devices) {
@@ -71,6 +74,8 @@ Config make_config(uint64_t threshold_bytes, const std::optional<std::vector<int
   config.advice = make_advice(preferred_location, accessed_by);
   config.prefetch = prefetch;
   if (limit_bytes) config.limit = Bytes(*limit_bytes);
+  config.device_fraction = device_fraction;
+  config.spill = spill;
   return config;
 }
 
@@ -98,6 +103,8 @@ py::dict backing_stats(int device, BackingKind backing, const egm::TierReport::B
   stats["prefetch_failures"] = c.prefetch_failures;
   stats["advice_failures"] = c.advice_failures;
   stats["limit_refusals"] = c.limit_refusals;
+  stats["reserve_refusals"] = c.reserve_refusals;
+  stats["spills"] = c.spills;
   return stats;
 }
 
@@ -113,19 +120,41 @@ py::dict stats(int device) {
   device_tier["allocated_bytes"] = report.device_allocated.count();
   device_tier["reserved_bytes"] = report.device_reserved.count();
   py::dict extended;
-  for (const auto backing : {BackingKind::kManaged, BackingKind::kDevice}) {
+  for (const auto backing : egm::kAllBackings) {
     extended[egm::to_string(backing)] =
         backing_stats(device, backing, report.extended.at(static_cast<size_t>(backing)));
   }
   py::dict result;
   result["device_tier"] = device_tier;
   result["extended"] = extended;
+  py::dict tags;
+  for (const auto& [tag, bytes] : report.tags) {
+    py::dict tagged;
+    tagged["allocated_bytes"] = bytes.allocated.count();
+    tagged["reserved_bytes"] = bytes.reserved.count();
+    tags[py::int_(tag)] = tagged;
+  }
+  result["tags"] = tags;
   return result;
 }
 
 void reset_peak_stats(int device) {
   check_device(device);
   egm::state().ledger.reset_peaks(device);
+}
+
+// The blocks of a thread are left in the order in which they were entered, the last one first.
+void enter_place(const std::string& backing, double device_fraction, int tag, uint64_t min_bytes) {
+  egm::ThisThread& thread = egm::this_thread();
+  thread.place = new egm::PlaceBlock{
+      {egm::parse_backing(backing), device_fraction, tag, Bytes(min_bytes)}, thread.place};
+}
+
+void leave_place() {
+  egm::ThisThread& thread = egm::this_thread();
+  if (thread.place == nullptr) throw std::runtime_error("this thread is in no place() block");
+  const std::unique_ptr<egm::PlaceBlock> left(thread.place);
+  thread.place = left->outer;
 }
 
 py::object segment_of(uintptr_t address) {
@@ -145,6 +174,11 @@ py::object segment_of(uintptr_t address) {
                                 : py::object(py::none());
   result["accessed_by"] = py::tuple(accessed_by);
   result["prefetched"] = segment->placement.prefetch;
+  result["spilled"] = segment->placement.spilled;
+  result["tag"] = segment->placement.tag;
+  const auto parts = egm::range_parts(segment->base);
+  result["on_device_bytes"] =
+      parts ? py::object(py::int_(parts->on_device.count())) : py::object(py::none());
   result["owner"] = segment->owner == egm::SegmentOwner::kPair ? "pair" : "torch";
   return result;
 }
@@ -172,13 +206,17 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   py::class_<Config>(module, "Config")
       .def(py::init(&make_config), py::kw_only(), py::arg("threshold_bytes"), py::arg("devices"),
            py::arg("mode"), py::arg("backing"), py::arg("preferred_location"),
-           py::arg("accessed_by"), py::arg("prefetch"), py::arg("limit_bytes"));
+           py::arg("accessed_by"), py::arg("prefetch"), py::arg("limit_bytes"),
+           py::arg("device_fraction"), py::arg("spill"));
   module.def("configure", &configure, py::arg("config"));
   module.def("enable", &enable, py::arg("config"));
   module.def("disable", &disable);
   module.def("is_enabled", &egm::is_diverting);
   module.def("stats", &stats, py::arg("device"));
   module.def("reset_peak_stats", &reset_peak_stats, py::arg("device"));
+  module.def("enter_place", &enter_place, py::arg("backing"), py::arg("device_fraction"),
+             py::arg("tag"), py::arg("min_bytes"));
+  module.def("leave_place", &leave_place);
   module.def("segment_of", &segment_of, py::arg("address"));
   module.def("residency", &residency, py::arg("address"), py::arg("size_bytes"), py::arg("device"));
 }

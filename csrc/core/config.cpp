@@ -12,8 +12,11 @@ template <typename Enum, size_t N>
 using Names = std::array<std::pair<Enum, const char*>, N>;
 
 constexpr Names<Mode, 2> kModes{{{Mode::kTiered, "tiered"}, {Mode::kManaged, "managed"}}};
-constexpr Names<BackingKind, kBackingKinds> kBackings{
-    {{BackingKind::kManaged, "managed"}, {BackingKind::kDevice, "device"}}};
+constexpr Names<BackingKind, kBackingKinds> kBackings{{{BackingKind::kManaged, "managed"},
+                                                       {BackingKind::kDevice, "device"},
+                                                       {BackingKind::kPinned, "pinned"},
+                                                       {BackingKind::kNuma, "numa"},
+                                                       {BackingKind::kSplit, "split"}}};
 constexpr Names<Location, 2> kLocations{{{Location::kDevice, "device"}, {Location::kHost, "host"}}};
 
 template <typename Enum, size_t N>

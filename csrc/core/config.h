@@ -2,6 +2,7 @@
 // Pure; how a request is placed under it is in placement.h.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <bitset>
 #include <memory>
@@ -15,8 +16,11 @@
 namespace egm {
 
 enum class Mode { kTiered, kManaged };
-enum class BackingKind { kManaged, kDevice };
-inline constexpr int kBackingKinds = 2;
+enum class BackingKind { kManaged, kDevice, kPinned, kNuma, kSplit };
+inline constexpr int kBackingKinds = 5;
+inline constexpr std::array<BackingKind, kBackingKinds> kAllBackings{
+    BackingKind::kManaged, BackingKind::kDevice, BackingKind::kPinned, BackingKind::kNuma,
+    BackingKind::kSplit};
 enum class Location { kDevice, kHost };
 
 const char* to_string(Mode mode);
@@ -49,11 +53,15 @@ struct Config {
   Advice advice;
   bool prefetch = true;
   std::optional<Bytes> limit;
+  // Split: the part in HBM, from 0 to 1.
+  double device_fraction = 0.5;
+  // Serve from host memory what HBM cannot hold.
+  bool spill = true;
 
   friend bool operator==(const Config& a, const Config& b) {
     return a.threshold == b.threshold && a.devices == b.devices && a.mode == b.mode &&
            a.backing == b.backing && a.advice == b.advice && a.prefetch == b.prefetch &&
-           a.limit == b.limit;
+           a.limit == b.limit && a.device_fraction == b.device_fraction && a.spill == b.spill;
   }
 
   bool acts_on(DeviceIndex device) const { return !devices || devices->test(device); }

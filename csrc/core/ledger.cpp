@@ -78,6 +78,14 @@ void Ledger::refused_by_limit(DeviceIndex device, BackingKind backing) {
   change(device, backing, [](BackingCounters& c) { ++c.limit_refusals; });
 }
 
+void Ledger::refused_by_reserve(DeviceIndex device, BackingKind backing) {
+  change(device, backing, [](BackingCounters& c) { ++c.reserve_refusals; });
+}
+
+void Ledger::spilled(DeviceIndex device, BackingKind backing) {
+  change(device, backing, [](BackingCounters& c) { ++c.spills; });
+}
+
 BackingCounters Ledger::counters(DeviceIndex device, BackingKind backing) const {
   std::lock_guard<std::mutex> lock(mutex_);
   BackingCounters counters = devices_.at(device).at(static_cast<size_t>(backing));
@@ -94,8 +102,14 @@ Bytes Ledger::reserved(DeviceIndex device) const {
 }
 
 Bytes Ledger::reserved_outside_hbm(DeviceIndex device) const {
-  const auto managed = counters(device, BackingKind::kManaged);
-  return managed.reserved - managed.pair_allocated;
+  std::lock_guard<std::mutex> lock(mutex_);
+  const Device& counters = devices_.at(device);
+  Bytes sum;
+  for (const BackingKind kind : kAllBackings) {
+    const auto& c = counters.at(static_cast<size_t>(kind));
+    if (kind != BackingKind::kDevice) sum = sum + c.reserved - c.pair_allocated;
+  }
+  return sum;
 }
 
 void Ledger::reset_peaks(DeviceIndex device) {

@@ -27,6 +27,8 @@ struct BackingCounters {
   uint64_t prefetch_failures = 0;
   uint64_t advice_failures = 0;
   uint64_t limit_refusals = 0;
+  uint64_t reserve_refusals = 0;
+  uint64_t spills = 0;  // COUNT: requests that HBM could not hold
 };
 
 class Ledger {
@@ -44,6 +46,8 @@ class Ledger {
   void prefetched(DeviceIndex device, BackingKind backing, bool failed);
   void advice_failed(DeviceIndex device, BackingKind backing, uint64_t count);
   void refused_by_limit(DeviceIndex device, BackingKind backing);
+  void refused_by_reserve(DeviceIndex device, BackingKind backing);
+  void spilled(DeviceIndex device, BackingKind backing);
 
   BackingCounters counters(DeviceIndex device, BackingKind backing) const;
   // Over all backings.

@@ -1,32 +1,69 @@
-// The decision for one request, for both modes.
+// The decision for one request.
 #include "core/placement.h"
 
 namespace egm {
 
-std::optional<Placement> place(const Request& request, const Config& config) {
-  if (request.size.count() == 0 || !config.acts_on(request.device)) return std::nullopt;
-  const bool large = request.size >= config.threshold;
+namespace {
+
+Placement on_backing(BackingKind backing, const Request& request, const Config& config,
+                     double device_fraction) {
   Placement placement;
-  placement.advice = config.advice;
-  switch (config.mode) {
-    case Mode::kTiered:
-      if (!large) return std::nullopt;
-      placement.backing = config.backing;
-      break;
-    case Mode::kManaged:
-      placement.backing = BackingKind::kManaged;
-      // By the size of the request, never of its segment: torch serves a 5 MiB request from a
-      // 20 MiB segment.
-      placement.prefetch = config.prefetch && !large;
-      break;
+  placement.backing = backing;
+  // Advice means nothing to other memory; one spelling of it keeps one set of pools.
+  if (backing == BackingKind::kManaged) placement.advice = config.advice;
+  if (backing == BackingKind::kSplit) {
+    placement.device_fraction = device_fraction;
+    placement.exact_size = request.size;
   }
-  // Advice means nothing to plain device memory; one spelling of it keeps one set of pools.
-  if (placement.backing == BackingKind::kDevice) placement.advice = Advice{};
+  return placement;
+}
+
+}  // namespace
+
+std::optional<Placement> place(const Request& request, const Config& config,
+                               const PlaceScope* scope) {
+  if (request.size.count() == 0) return std::nullopt;
+  const bool large = request.size >= config.threshold;
+  if (scope != nullptr && request.size >= scope->min_bytes) {
+    Placement placement = on_backing(scope->backing, request, config, scope->device_fraction);
+    placement.prefetch = scope->backing == BackingKind::kManaged && config.prefetch && !large;
+    placement.tag = scope->tag;
+    return placement;
+  }
+  if (!config.acts_on(request.device)) return std::nullopt;
+  if (config.mode == Mode::kManaged) {
+    Placement placement = on_backing(BackingKind::kManaged, request, config, 0);
+    // By the size of the request, never of its segment: torch serves a 5 MiB request from a
+    // 20 MiB segment.
+    placement.prefetch = config.prefetch && !large;
+    return placement;
+  }
+  if (!large) return std::nullopt;
+  return on_backing(config.backing, request, config, config.device_fraction);
+}
+
+std::optional<Placement> spill_placement(const Request& request, const Config& config) {
+  if (!config.spill || !config.acts_on(request.device)) return std::nullopt;
+  const BackingKind kind = is_on_host(config.backing) ? config.backing : BackingKind::kPinned;
+  Placement placement = on_backing(kind, request, config, 0);
+  placement.spilled = true;
   return placement;
 }
 
 Bytes smallest_extended(const Config& config) {
   return config.mode == Mode::kManaged ? Bytes(1) : config.threshold;
+}
+
+Bytes device_share(Bytes size, double device_fraction) {
+  return Bytes(static_cast<uint64_t>(static_cast<double>(size.count()) * device_fraction));
+}
+
+Bytes host_share(Bytes size, const Placement& placement) {
+  if (is_on_host(placement.backing)) return size;
+  if (placement.backing == BackingKind::kSplit) {
+    return size - device_share(size, placement.device_fraction);
+  }
+  return Bytes(0);
 }
 
 int size_class(Bytes size) {

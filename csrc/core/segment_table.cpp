@@ -27,4 +27,12 @@ std::optional<Segment> SegmentTable::find(const void* address) const {
   return it->second;
 }
 
+std::vector<Segment> SegmentTable::all() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<Segment> segments;
+  segments.reserve(by_base_.size());
+  for (const auto& [base, segment] : by_base_) segments.push_back(segment);
+  return segments;
+}
+
 }  // namespace egm

@@ -5,6 +5,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <vector>
 
 #include "core/placement.h"
 #include "core/units.h"
@@ -21,6 +22,8 @@ struct Segment {
   DeviceIndex device = 0;
   Placement placement;
   SegmentOwner owner = SegmentOwner::kTorch;
+  // The CUDA stream that torch gave it to; its last work there may still run when it is released.
+  void* stream = nullptr;
 };
 
 class SegmentTable {
@@ -30,6 +33,7 @@ class SegmentTable {
   std::optional<Segment> take(const void* base);
   // The segment that contains `address`.
   std::optional<Segment> find(const void* address) const;
+  std::vector<Segment> all() const;
 
  private:
   mutable std::mutex mutex_;

@@ -4,7 +4,19 @@
 namespace egm {
 
 Backing& backing_of(BackingKind kind) {
-  return kind == BackingKind::kDevice ? device_backing() : managed_backing();
+  switch (kind) {
+    case BackingKind::kDevice:
+      return device_backing();
+    case BackingKind::kPinned:
+      return pinned_backing();
+    case BackingKind::kNuma:
+      return numa_backing();
+    case BackingKind::kSplit:
+      return split_backing();
+    case BackingKind::kManaged:
+      break;
+  }
+  return managed_backing();
 }
 
 }  // namespace egm

@@ -5,13 +5,15 @@
 //   acquire() it has also made `device` current; release() works whatever device is.
 // - acquire() returns at least `size` bytes aligned to 512 or throws CudaError, holding nothing.
 //   Failed hints are not failures: they are counted in the result.
-// - release() returns once no running kernel can still touch the memory, and never throws; on
-//   failure the memory is still held and the status says why.
+// - release() never throws; on failure the memory is still held and the status says why. If
+//   `waits_on_release`, it returns once no running kernel can still touch the memory, as cudaFree
+//   does; else the caller has waited for the segment's stream.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include "core/placement.h"
+#include "core/segment_table.h"
 #include "core/units.h"
 
 namespace egm {
@@ -27,7 +29,8 @@ struct Acquired {
 class Backing {
  public:
   virtual Acquired acquire(Bytes size, DeviceIndex device, const Placement& placement) = 0;
-  virtual cudaError_t release(void* base) noexcept = 0;
+  virtual cudaError_t release(const Segment& segment) noexcept = 0;
+  virtual bool waits_on_release() const { return true; }
 
   Backing(const Backing&) = delete;
   Backing& operator=(const Backing&) = delete;
@@ -40,8 +43,11 @@ class Backing {
 
 Backing& backing_of(BackingKind kind);
 
-// One per file: managed.cpp, device.cpp.
+// One per file: managed.cpp, device.cpp, pinned.cpp, numa.cpp, split.cpp.
 Backing& managed_backing();
 Backing& device_backing();
+Backing& pinned_backing();
+Backing& numa_backing();
+Backing& split_backing();
 
 }  // namespace egm

@@ -14,7 +14,7 @@ class DeviceBacking final : public Backing {
   }
 
   // cudaFree waits for kernels that may use the memory.
-  cudaError_t release(void* base) noexcept override { return cudaFree(base); }
+  cudaError_t release(const Segment& segment) noexcept override { return cudaFree(segment.base); }
 };
 
 }  // namespace

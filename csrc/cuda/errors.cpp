@@ -5,14 +5,12 @@
 #include <sstream>
 
 namespace egm {
-namespace {
-
 const char* remedy(cudaError_t status) {
   switch (status) {
     case cudaErrorMemoryAllocation:
       return "Free tensors, call torch.cuda.empty_cache(), or allocate less";
     case cudaErrorNotSupported:
-      return "This device or driver has no managed memory; use egm_alloc.disable()";
+      return "This device or driver lacks this kind of memory; choose another backing";
     case cudaErrorInsufficientDriver:
     case cudaErrorNoDevice:
       return "Check that nvidia-smi lists the GPU and that its driver supports CUDA 13";
@@ -22,8 +20,6 @@ const char* remedy(cudaError_t status) {
       return "If it stays, report it with this message";
   }
 }
-
-}  // namespace
 
 std::string describe(cudaError_t status) {
   return std::string(cudaGetErrorName(status)) + " (" + cudaGetErrorString(status) + ")";

@@ -20,6 +20,12 @@ class CudaError : public std::runtime_error {
   cudaError_t status_;
 };
 
+// Host memory would fall below the reserve (Config::host_reserve).
+class ReserveExceeded : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
 // The extended tier's ceiling (Config::limit) does not leave room for a segment.
 class LimitExceeded : public std::runtime_error {
  public:
@@ -31,6 +37,9 @@ std::string describe(cudaError_t status);
 
 // "3.00 GiB (3221225472 bytes)"
 std::string describe(Bytes size);
+
+// What to do about it, without the full stop.
+const char* remedy(cudaError_t status);
 
 // Clears the runtime's error state and throws CudaError unless `status` is cudaSuccess. torch
 // checks cudaGetLastError before its next allocation and would report our error as its own.

@@ -44,7 +44,7 @@ class ManagedBacking final : public Backing {
   }
 
   // cudaFree waits for kernels that may use the memory, and for a prefetch underway.
-  cudaError_t release(void* base) noexcept override { return cudaFree(base); }
+  cudaError_t release(const Segment& segment) noexcept override { return cudaFree(segment.base); }
 
  private:
   static void advise(Acquired& acquired, Bytes size, cudaMemoryAdvise advice, Location location,

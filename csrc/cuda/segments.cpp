@@ -32,11 +32,37 @@ bool forbidden_by_capture(cudaError_t status) {
          status == cudaErrorStreamCaptureWrongThread;
 }
 
+// What cudaFree does by itself: waits until no running kernel can still touch the memory. On the
+// stream that torch gave it to; for others torch has waited by recorded events.
+cudaError_t wait_for_last_work(const Segment& segment) noexcept {
+  const auto stream = static_cast<cudaStream_t>(segment.stream);
+  cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+  const cudaError_t status = cudaStreamIsCapturing(stream, &capturing);
+  if (status != cudaSuccess) return status;
+  // Waiting for it would break the capture.
+  if (capturing != cudaStreamCaptureStatusNone) return cudaErrorStreamCaptureUnsupported;
+  return cudaStreamSynchronize(stream);
+}
+
+cudaError_t wait_and_release(const Segment& segment) noexcept {
+  Backing& backing = backing_of(segment.placement.backing);
+  if (!backing.waits_on_release()) {
+    try {
+      DeviceScope device(segment.device);
+      const cudaError_t status = wait_for_last_work(segment);
+      if (forbidden_by_capture(status)) return status;
+    } catch (const CudaError& error) {
+      return error.status();
+    }
+  }
+  return backing.release(segment);
+}
+
 // True once the segment is gone for good. A failure other than a capture's means that the driver
 // is shutting down or the context is lost: the memory is gone with it.
 bool try_release(const Segment& segment) noexcept {
   RelaxedCaptureScope relaxed;
-  const cudaError_t status = backing_of(segment.placement.backing).release(segment.base);
+  const cudaError_t status = wait_and_release(segment);
   if (status != cudaSuccess) cudaGetLastError();
   if (forbidden_by_capture(status)) return false;
   state().ledger.segment_released(segment.device, segment.placement.backing, segment.size);
@@ -105,7 +131,7 @@ void* acquire_segment(const Request& request, const Placement& placement, Segmen
     ledger.cancel_reservation(request.device, placement.backing, request.size);
     throw;
   }
-  Segment segment{acquired.base, request.size, request.device, placement, owner};
+  Segment segment{acquired.base, request.size, request.device, placement, owner, request.stream};
   segment.placement.prefetch = acquired.prefetched;
   segments.insert(segment);
   ledger.segment_acquired(request.device, placement.backing);

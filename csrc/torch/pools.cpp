@@ -39,11 +39,20 @@ Pool& Pools::live(const Placement& placement, Bytes size) {
 
 void Pools::retire_all() {
   stop_recording();
+  for (const auto& pool : pools_) retire(*pool);
+}
+
+void Pools::retire_spilled() {
+  stop_recording();
   for (const auto& pool : pools_) {
-    if (pool->stage != Pool::Stage::kLive || pool->source->segments() == 0) continue;
-    native_->releasePool(device_, pool->id);
-    pool->stage = Pool::Stage::kRetired;
+    if (pool->placement.spilled) retire(*pool);
   }
+}
+
+void Pools::retire(Pool& pool) {
+  if (pool.stage != Pool::Stage::kLive || pool.source->segments() == 0) return;
+  native_->releasePool(device_, pool.id);
+  pool.stage = Pool::Stage::kRetired;
 }
 
 void Pools::empty_retired() {
@@ -65,6 +74,12 @@ void Pools::note_forgotten() {
 bool Pools::any_retired() const {
   return std::any_of(pools_.begin(), pools_.end(),
                      [](const auto& pool) { return pool->stage == Pool::Stage::kRetired; });
+}
+
+bool Pools::any_spilled() const {
+  return std::any_of(pools_.begin(), pools_.end(), [](const auto& pool) {
+    return pool->placement.spilled && pool->source->segments() > 0;
+  });
 }
 
 void Pools::record(Pool& pool) {

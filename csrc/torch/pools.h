@@ -46,8 +46,10 @@ class Pools {
   void record(Pool& pool);
   void stop_recording() noexcept;
 
-  // Releases the base use of every live pool that holds segments.
+  // Releases the base use of every live pool that holds segments, or of those that serve what HBM
+  // could not hold.
   void retire_all();
+  void retire_spilled();
   // Asks torch for the cached segments of retired pools. With a recording of somebody else's
   // underway torch 2.11 and 2.12 would assert that there is none.
   void empty_retired();
@@ -58,9 +60,13 @@ class Pools {
   bool has_cached(const Pool& pool, Bytes size, cudaStream_t stream) const;
 
   bool any_retired() const;
+  // Whether memory is held that serves, or served, what HBM could not hold.
+  bool any_spilled() const;
   const std::vector<std::unique_ptr<Pool>>& all() const { return pools_; }
 
  private:
+  void retire(Pool& pool);
+
   cca::CUDAAllocator* const native_;
   const c10::DeviceIndex device_;
   std::vector<std::unique_ptr<Pool>> pools_;

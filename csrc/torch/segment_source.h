@@ -17,6 +17,24 @@ namespace egm {
 
 struct Pool;
 
+// A segment that was brought up before torch was asked, since torch asks for one with its device
+// lock held. Released unless it is taken.
+class ReadySegment {
+ public:
+  // Throws what acquire_segment throws.
+  ReadySegment(const Request& request, const Placement& placement);
+  ~ReadySegment();
+  ReadySegment(const ReadySegment&) = delete;
+  ReadySegment& operator=(const ReadySegment&) = delete;
+
+  // Its base if it has room for `nbytes` and was not taken yet, else null.
+  void* take(size_t nbytes);
+
+ private:
+  void* base_ = nullptr;
+  Bytes size_;
+};
+
 // The diversion that the current thread is in. torch's allocator asks about it through the filter
 // of a recording.
 struct Diversion {
@@ -27,6 +45,9 @@ struct Diversion {
   bool claims = true;
   // The device where a recording took the request, or -1.
   int claimed_on = -1;
+  void* stream = nullptr;
+  // Null for backings that are up at once.
+  std::unique_ptr<ReadySegment> ready;
   // A segment was acquired: the cache had missed.
   bool missed = false;
 

@@ -2,9 +2,17 @@
 // looked up in every request.
 #pragma once
 
+#include "core/placement.h"
+
 namespace egm {
 
 struct Diversion;
+
+// One of the place() blocks that the thread is in, innermost first.
+struct PlaceBlock {
+  PlaceScope scope;
+  PlaceBlock* outer = nullptr;
+};
 
 struct ThisThread {
   // See Note [Gates].
@@ -13,6 +21,8 @@ struct ThisThread {
   Diversion* diversion = nullptr;
   // The request underway is tried again if it runs out of memory: see Note [Quiet tries].
   bool quiet = false;
+  // Null outside of place() blocks.
+  PlaceBlock* place = nullptr;
 };
 
 inline ThisThread& this_thread() {

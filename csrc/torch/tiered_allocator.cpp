@@ -14,11 +14,13 @@
 namespace egm {
 namespace {
 
-// torch rounds segments above 10 MiB up to this (kRoundLarge in c10/cuda/CUDACachingAllocator.cpp).
-constexpr uint64_t kSegmentRounding = 2ULL << 20;
-
+// The segment that torch asks for if its cache misses (get_allocation_size in
+// c10/cuda/CUDACachingAllocator.cpp); settings such as roundup_power2_divisions may make it larger.
 Bytes segment_size(Bytes request) {
-  return Bytes((request.count() + kSegmentRounding - 1) / kSegmentRounding * kSegmentRounding);
+  constexpr Bytes kRounding = mib(2);
+  if (request <= mib(1)) return kRounding;
+  if (request < mib(10)) return mib(20);
+  return Bytes((request.count() + kRounding.count() - 1) / kRounding.count() * kRounding.count());
 }
 
 // Makes a diversion the current thread's for a scope.
@@ -82,6 +84,7 @@ TieredAllocator::TieredAllocator(cca::CUDAAllocator* native) : DelegatingAllocat
 void TieredAllocator::start(const Config& config) {
   state().config.set(config);
   open_below_.store(0, std::memory_order_relaxed);
+  spills_.store(config.spill, std::memory_order_relaxed);
   divert_from_.store(smallest_extended(config).count(), std::memory_order_relaxed);
   stop_recordings();
 }
@@ -89,6 +92,7 @@ void TieredAllocator::start(const Config& config) {
 void TieredAllocator::stop() {
   divert_from_.store(kNothing, std::memory_order_relaxed);
   open_below_.store(0, std::memory_order_relaxed);
+  spills_.store(false, std::memory_order_relaxed);
   stop_recordings();
 }
 
@@ -121,10 +125,11 @@ TieredAllocator::Answer<AskNative> TieredAllocator::serve(size_t nbytes,
     PassByScope pass_by(thread.diversion);
     return ask_native();
   }
-  if (C10_LIKELY(nbytes < divert_from_.load(std::memory_order_relaxed))) {
-    return serve_from_hbm(thread, stream, ask_native);
+  const bool placed = thread.place != nullptr && started();
+  if (C10_LIKELY(nbytes < divert_from_.load(std::memory_order_relaxed) && !placed)) {
+    return serve_from_hbm(thread, nbytes, stream, ask_native);
   }
-  if (nbytes < open_below_.load(std::memory_order_relaxed)) {
+  if (!placed && nbytes < open_below_.load(std::memory_order_relaxed)) {
     Diversion diversion;
     diversion.nbytes = nbytes;
     try {
@@ -147,10 +152,10 @@ TieredAllocator::Answer<AskNative> TieredAllocator::serve(size_t nbytes,
   }
   const Config& config = state().config.get();
   const Request request{Bytes(nbytes), c10::cuda::current_device()};
-  const auto placement = place(request, config);
+  const auto placement = place(request, config, placed ? &thread.place->scope : nullptr);
   // With caching off (torch.cuda.caching_allocator_enable(False)) torch ignores pools.
   if (!placement || !target()->isEnabled() || claimed_by_user(request.device, stream)) {
-    return serve_from_hbm(thread, stream, ask_native);
+    return serve_from_hbm(thread, nbytes, stream, ask_native);
   }
   return divert(thread, request, stream, config, *placement, ask_native);
 }
@@ -187,15 +192,19 @@ cudaStream_t TieredAllocator::stream_of(int index, std::optional<cudaStream_t> s
 
 // A diversion on another thread keeps torch 2.11 and 2.12 from freeing its cache, and cached
 // segments of ours may be plain device memory, so once anything was diverted a request that runs
-// out of memory is tried again without either.
+// out of memory is tried again without either. What HBM then cannot hold is spilled.
 template <typename AskNative>
 TieredAllocator::Answer<AskNative> TieredAllocator::serve_from_hbm(
-    ThisThread& thread, std::optional<cudaStream_t> stream, const AskNative& ask_native) {
-  if (C10_LIKELY(!diverted_before_.load(std::memory_order_relaxed))) return ask_native();
+    ThisThread& thread, size_t nbytes, std::optional<cudaStream_t> stream,
+    const AskNative& ask_native) {
+  const bool again = diverted_before_.load(std::memory_order_relaxed);
+  if (!again && !spills_.load(std::memory_order_relaxed)) return ask_native();
   const bool quiet = user_recordings_.load(std::memory_order_relaxed) == 0;
   try {
     QuietScope scope(thread, quiet);
-    return ask_native();
+    auto served = ask_native();
+    if (C10_UNLIKELY(holds_spilled_.load(std::memory_order_relaxed))) after_spill();
+    return served;
   } catch (c10::OutOfMemoryError& error) {
     const auto index = c10::cuda::current_device();
     if (quiet) {
@@ -205,15 +214,29 @@ TieredAllocator::Answer<AskNative> TieredAllocator::serve_from_hbm(
       throw;
     }
   }
-  emptyCache();
-  const auto index = c10::cuda::current_device();
-  GateScope gate(device(index).gate, thread);
-  try {
-    return ask_native();
-  } catch (c10::OutOfMemoryError& error) {
-    error.add_context(describe_tiers(index, ""));
-    throw;
+  const Config& config = state().config.get();
+  const Request request{Bytes(nbytes), c10::cuda::current_device()};
+  const auto spill = spills_ && target()->isEnabled() ? spill_placement(request, config)
+                                                      : std::optional<Placement>();
+  if (again) emptyCache();
+  if (again || !spill) {
+    GateScope gate(device(static_cast<c10::DeviceIndex>(request.device)).gate, thread);
+    try {
+      QuietScope scope(thread, spill.has_value());
+      return ask_native();
+    } catch (c10::OutOfMemoryError& error) {
+      if (!spill) {
+        error.add_context(describe_tiers(request.device, ""));
+        throw;
+      }
+      ++device(static_cast<c10::DeviceIndex>(request.device)).quiet_failures;
+    }
   }
+  auto served = divert(thread, request, stream, config, *spill, ask_native);
+  state().ledger.spilled(request.device, spill->backing);
+  holds_spilled_ = true;
+  warn_of_spill(request, spill->backing);
+  return served;
 }
 
 template <typename AskNative>
@@ -231,14 +254,15 @@ TieredAllocator::Answer<AskNative> TieredAllocator::divert(
   }
   for (bool last_try = false;; last_try = true) {
     Diversion diversion;
+    diversion.stream = stream_of(index, stream);
+    if (is_slow_to_bring_up(placement.backing)) bring_up(own, request, placement, diversion);
     try {
       auto served = [&] {
         GateScope gate(own.gate, thread);
         // Whatever happens, the room made for a segment that then did not come is taken back.
         const auto tidy = c10::make_scope_exit([&] { tidy_after_diversion(own, diversion); });
         QuietScope quiet(thread, !last_try);
-        return record_and_ask(thread, own, request, stream, config, placement, diversion,
-                              ask_native);
+        return record_and_ask(thread, own, request, config, placement, diversion, ask_native);
       }();
       if (diversion.problems) warn_once(*diversion.problems);
       return served;
@@ -263,18 +287,18 @@ TieredAllocator::Answer<AskNative> TieredAllocator::divert(
 // Under the gate.
 template <typename AskNative>
 TieredAllocator::Answer<AskNative> TieredAllocator::record_and_ask(
-    ThisThread& thread, Device& own, const Request& request, std::optional<cudaStream_t> stream,
-    const Config& config, const Placement& placement, Diversion& diversion,
-    const AskNative& ask_native) {
+    ThisThread& thread, Device& own, const Request& request, const Config& config,
+    const Placement& placement, Diversion& diversion, const AskNative& ask_native) {
+  const auto used_stream = static_cast<cudaStream_t>(diversion.stream);
   const bool in_hbm = placement.backing == BackingKind::kDevice;
   own.fraction.allow_extended(in_hbm ? Bytes(0) : segment_size(request.size));
   if (kRecordingsFreezeDevice && own.stream_recorded.load(std::memory_order_relaxed)) {
-    process_pending_events(stream_of(own.index, stream));
+    process_pending_events(used_stream);
   }
   Pool* pool = &own.pools.live(placement, request.size);
   if (config.limit &&
       state().ledger.reserved(own.index) + segment_size(request.size) > *config.limit &&
-      !own.pools.has_cached(*pool, request.size, stream_of(own.index, stream))) {
+      diversion.ready == nullptr && !own.pools.has_cached(*pool, request.size, used_stream)) {
     // Before torch is asked: it would count the failure and announce it to observers.
     give_back_cached(own);
     pool = &own.pools.live(placement, request.size);
@@ -285,11 +309,56 @@ TieredAllocator::Answer<AskNative> TieredAllocator::record_and_ask(
   RecordingScope recording(own.pools, *pool);
   auto result = ask_native();
   state().ledger.request_served(own.index, placement.backing);
-  if (const size_t below = may_open_below(own, request, config)) {
+  if (const size_t below = thread.place ? 0 : may_open_below(own, request, config)) {
     recording.keep_open(below);
     open_below_.store(below, std::memory_order_relaxed);
   }
   return result;
+}
+
+// Before the gate and torch's lock, under which it would hold up every other thread. If it cannot
+// be had, what is cached is given back for it; then it is out of memory, before torch is asked.
+void TieredAllocator::bring_up(Device& own, const Request& request, const Placement& placement,
+                               Diversion& diversion) {
+  {
+    GateScope gate(own.gate);
+    const Pool& pool = own.pools.live(placement, request.size);
+    const auto stream = static_cast<cudaStream_t>(diversion.stream);
+    if (own.pools.has_cached(pool, request.size, stream)) return;
+  }
+  const Request segment{segment_size(request.size), request.device, diversion.stream};
+  try {
+    diversion.ready = std::make_unique<ReadySegment>(segment, placement);
+    return;
+  } catch (const std::runtime_error&) {
+    GateScope gate(own.gate);
+    give_back_cached(own);
+  }
+  try {
+    diversion.ready = std::make_unique<ReadySegment>(segment, placement);
+  } catch (const std::runtime_error& error) {
+    TORCH_CHECK_WITH(OutOfMemoryError, false, describe_tiers(own.index, error.what()));
+  }
+}
+
+// Served from HBM again while spilled memory is held: now and then what has become free of it is
+// given back to the host. How often is arbitrary; it costs some microseconds.
+void TieredAllocator::after_spill() {
+  constexpr unsigned kEvery = 64;
+  if (++served_since_spill_ % kEvery != 0) return;
+  bool held = false;
+  const auto count = c10::cuda::device_count();
+  for (c10::DeviceIndex index = 0; index < count; ++index) {
+    Device& own = device(index);
+    GateScope gate(own.gate);
+    if (!own.pools.any_spilled()) continue;
+    if (!own.recordings.any()) {
+      own.pools.retire_spilled();
+      own.pools.empty_retired();
+    }
+    held = held || own.pools.any_spilled();
+  }
+  holds_spilled_ = held;
 }
 
 // torch 2.11 and 2.12 look whether recorded streams have finished only in an allocation outside of

@@ -12,6 +12,7 @@
 #include <array>
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -39,6 +40,12 @@ struct TierReport {
   Bytes device_allocated;
   Bytes device_reserved;
   std::array<Blocks, kBackingKinds> extended;
+  // Of both tiers, by the tag of place().
+  struct Tagged {
+    Bytes allocated;
+    Bytes reserved;
+  };
+  std::map<int, Tagged> tags;
 };
 
 class TieredAllocator final : public DelegatingAllocator {
@@ -75,6 +82,9 @@ class TieredAllocator final : public DelegatingAllocator {
   void setMemoryFraction(double fraction, c10::DeviceIndex device) override;
   void cacheInfo(c10::DeviceIndex device, size_t* largest) override;
   cca::ShareableHandle shareIpcHandle(void* ptr) override;
+  void enablePeerAccess(c10::DeviceIndex device, c10::DeviceIndex device_to_access) override;
+  cudaError_t memcpyAsync(void* dst, int dst_device, const void* src, int src_device, size_t count,
+                          cudaStream_t stream, bool p2p_enabled) override;
 
  private:
   static constexpr size_t kNothing = ~size_t{0};
@@ -104,17 +114,16 @@ class TieredAllocator final : public DelegatingAllocator {
   Answer<AskNative> serve(size_t nbytes, std::optional<cudaStream_t> stream,
                           const AskNative& ask_native);
   template <typename AskNative>
-  Answer<AskNative> serve_from_hbm(ThisThread& thread, std::optional<cudaStream_t> stream,
-                                   const AskNative& ask_native);
+  Answer<AskNative> serve_from_hbm(ThisThread& thread, size_t nbytes,
+                                   std::optional<cudaStream_t> stream, const AskNative& ask_native);
   template <typename AskNative>
   Answer<AskNative> divert(ThisThread& thread, const Request& request,
                            std::optional<cudaStream_t> stream, const Config& config,
                            const Placement& placement, const AskNative& ask_native);
   template <typename AskNative>
   Answer<AskNative> record_and_ask(ThisThread& thread, Device& own, const Request& request,
-                                   std::optional<cudaStream_t> stream, const Config& config,
-                                   const Placement& placement, Diversion& diversion,
-                                   const AskNative& ask_native);
+                                   const Config& config, const Placement& placement,
+                                   Diversion& diversion, const AskNative& ask_native);
 
   bool claimed_by_user(int index, std::optional<cudaStream_t> stream);
   static cudaStream_t stream_of(int index, std::optional<cudaStream_t> stream);
@@ -123,6 +132,9 @@ class TieredAllocator final : public DelegatingAllocator {
   static void give_up(const c10::DataPtr&) {}  // its destructor frees it
   void give_up(void* served) { target()->raw_delete(served); }
   void stop_recordings();
+  void bring_up(Device& own, const Request& request, const Placement& placement,
+                Diversion& diversion);
+  void after_spill();
   void process_pending_events(cudaStream_t stream);
   void give_back_cached(Device& own);
   void empty_postponed(Device& own);
@@ -137,6 +149,11 @@ class TieredAllocator final : public DelegatingAllocator {
   std::atomic<size_t> open_below_{0};
   // Any diversion yet, on any device.
   std::atomic<bool> diverted_before_{false};
+  // Whether what HBM cannot hold is spilled.
+  std::atomic<bool> spills_{false};
+  // Host memory is held that serves, or served, what HBM could not hold.
+  std::atomic<bool> holds_spilled_{false};
+  std::atomic<unsigned> served_since_spill_{0};
   // Recordings of others underway, on all devices.
   std::atomic<int> user_recordings_{0};
   std::array<std::unique_ptr<Device>, kMaxDevices> devices_;

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "core/state.h"
+#include "cuda/mapped_ranges.h"
 #include "cuda/segments.h"
 #include "torch/tiered_allocator.h"
 
@@ -145,10 +146,30 @@ void TieredAllocator::cacheInfo(c10::DeviceIndex index, size_t* largest) {
 cca::ShareableHandle TieredAllocator::shareIpcHandle(void* ptr) {
   const auto segment = state().segments.find(ptr);
   TORCH_CHECK(!segment || segment->placement.backing == BackingKind::kDevice,
-              "egm_alloc: a tensor in managed memory cannot be shared with another process: CUDA "
-              "IPC takes only "
-              "memory from cudaMalloc. Make it while egm_alloc is disabled, or share a CPU copy.");
+              "egm_alloc: a tensor in ", to_string(segment->placement.backing),
+              " memory cannot be shared with another process: CUDA IPC takes only memory from "
+              "cudaMalloc. Make it while egm_alloc is disabled, or share a CPU copy.");
   return target()->shareIpcHandle(ptr);
+}
+
+void TieredAllocator::enablePeerAccess(c10::DeviceIndex index, c10::DeviceIndex owner) {
+  target()->enablePeerAccess(index, owner);
+  allow_peer(index, owner);
+}
+
+// Mapped memory (numa, split) is reached only by devices that were granted access; a peer copy
+// works without. torch knows only its own such segments.
+cudaError_t TieredAllocator::memcpyAsync(void* dst, int dst_device, const void* src, int src_device,
+                                         size_t count, cudaStream_t stream, bool p2p_enabled) {
+  const auto is_mapped = [](const void* ptr) {
+    const auto segment = state().segments.find(ptr);
+    return segment && (segment->placement.backing == BackingKind::kNuma ||
+                       segment->placement.backing == BackingKind::kSplit);
+  };
+  if (dst_device != src_device && (is_mapped(dst) || is_mapped(src))) {
+    return cudaMemcpyPeerAsync(dst, dst_device, src, src_device, count, stream);
+  }
+  return target()->memcpyAsync(dst, dst_device, src, src_device, count, stream, p2p_enabled);
 }
 
 TierReport TieredAllocator::report(c10::DeviceIndex index) {
@@ -162,6 +183,11 @@ TierReport TieredAllocator::report(c10::DeviceIndex index) {
     } else if (segment->owner == SegmentOwner::kTorch) {
       auto& blocks = report.extended.at(static_cast<size_t>(segment->placement.backing));
       blocks.allocated = blocks.allocated + Bytes(info.allocated_size);
+      if (segment->placement.tag != 0) {
+        auto& tagged = report.tags[segment->placement.tag];
+        tagged.allocated = tagged.allocated + Bytes(info.allocated_size);
+        tagged.reserved = tagged.reserved + Bytes(info.total_size);
+      }
       blocks.count += static_cast<uint64_t>(
           std::count_if(info.blocks.begin(), info.blocks.end(),
                         [](const cca::BlockInfo& block) { return block.allocated; }));

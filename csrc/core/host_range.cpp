@@ -1,0 +1,142 @@
+// Huge pages by mmap and madvise, brought up by several threads.
+#include "core/host_range.h"
+
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstdint>
+#include <fstream>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace egm {
+namespace {
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23  // Linux 5.14; older C libraries do not name it
+#endif
+
+Bytes page_size() { return Bytes(static_cast<uint64_t>(sysconf(_SC_PAGESIZE))); }
+
+uint64_t round_up(uint64_t size, uint64_t unit) { return (size + unit - 1) / unit * unit; }
+
+// Backs a part of the range; 0 or an errno. A kernel without MADV_POPULATE_WRITE has its pages
+// touched one by one.
+int populate_part(char* at, size_t size) {
+  for (;;) {
+    if (madvise(at, size, MADV_POPULATE_WRITE) == 0) return 0;
+    if (errno == EINTR || errno == EAGAIN) continue;
+    if (errno != EINVAL) return errno;
+    const size_t page = page_size().count();
+    for (size_t offset = 0; offset < size; offset += page) {
+      *static_cast<volatile char*>(at + offset) = 0;
+    }
+    return 0;
+  }
+}
+
+// "max 100000" or "150000 100000" (cgroup v2, cpu.max): how many cores that is, if a number.
+std::optional<unsigned> quota_cores() {
+  std::ifstream file("/sys/fs/cgroup/cpu.max");
+  double quota = 0;
+  double period = 0;
+  if (!(file >> quota >> period) || period <= 0) return std::nullopt;
+  return std::max(1U, static_cast<unsigned>(quota / period));
+}
+
+}  // namespace
+
+Bytes huge_page_size() {
+  std::ifstream file("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size");
+  uint64_t size = 0;
+  if (file >> size && size >= page_size().count()) return Bytes(size);
+  return page_size();
+}
+
+unsigned usable_cores() {
+  cpu_set_t set;
+  unsigned cores = std::max(1U, std::thread::hardware_concurrency());
+  if (sched_getaffinity(0, sizeof set, &set) == 0) {
+    cores = static_cast<unsigned>(std::max(1, CPU_COUNT(&set)));
+  }
+  const auto quota = quota_cores();
+  return quota ? std::min(cores, *quota) : cores;
+}
+
+HostRange::HostRange(Bytes size) : size_(round_up(size.count(), page_size().count())) {
+  const uint64_t alignment = huge_page_size().count();
+  const uint64_t room = size_.count() + alignment;
+  void* const got = mmap(nullptr, room, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (got == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mmap");
+  const auto start = reinterpret_cast<uintptr_t>(got);
+  const uintptr_t base = round_up(start, alignment);
+  if (base > start) munmap(got, base - start);
+  const uintptr_t end = base + size_.count();
+  if (start + room > end) munmap(reinterpret_cast<void*>(end), start + room - end);
+  base_ = reinterpret_cast<void*>(base);
+  // A kernel without huge pages refuses, and the range has ordinary ones.
+  madvise(base_, size_.count(), MADV_HUGEPAGE);
+  // A child of fork() would otherwise get a copy of what it writes to, or the parent would.
+  madvise(base_, size_.count(), MADV_DONTFORK);
+}
+
+HostRange::~HostRange() {
+  if (base_ != nullptr) free_host_range(base_, size_);
+}
+
+bool HostRange::prefer_node(int node) noexcept {
+  constexpr int kPreferred = 1;  // MPOL_PREFERRED: unlike MPOL_BIND it kills nobody when full
+  constexpr size_t kBits = 8 * sizeof(unsigned long);
+  constexpr size_t kNodes = 1024;
+  if (node < 0 || static_cast<size_t>(node) >= kNodes) return false;
+  unsigned long mask[kNodes / kBits] = {};
+  mask[static_cast<size_t>(node) / kBits] |= 1UL << (static_cast<size_t>(node) % kBits);
+  return syscall(SYS_mbind, base_, size_.count(), kPreferred, mask, kNodes, 0) == 0;
+}
+
+void HostRange::populate() {
+  // Arbitrary: large enough that threads rarely meet, small enough that they end together.
+  const uint64_t part = std::max<uint64_t>(64ULL << 20, huge_page_size().count());
+  const uint64_t parts = round_up(size_.count(), part) / part;
+  std::atomic<uint64_t> next{0};
+  std::atomic<int> problem{0};
+  const auto work = [&] {
+    for (uint64_t index = next++; index < parts && problem == 0; index = next++) {
+      const uint64_t offset = index * part;
+      const int error =
+          populate_part(static_cast<char*>(base_) + offset, std::min(part, size_.count() - offset));
+      if (error != 0) problem = error;
+    }
+  };
+  std::vector<std::thread> threads;
+  try {
+    const uint64_t wanted = std::min<uint64_t>(usable_cores(), parts);
+    while (threads.size() + 1 < wanted) threads.emplace_back(work);
+  } catch (const std::system_error&) {
+    // Too many threads here already: fewer do it too.
+  }
+  work();
+  for (std::thread& thread : threads) thread.join();
+  if (problem != 0) {
+    throw std::system_error(problem, std::generic_category(), "madvise(MADV_POPULATE_WRITE)");
+  }
+}
+
+void* HostRange::leave() noexcept {
+  void* const base = base_;
+  base_ = nullptr;
+  return base;
+}
+
+void free_host_range(void* base, Bytes size) noexcept {
+  munmap(base, round_up(size.count(), page_size().count()));
+}
+
+}  // namespace egm

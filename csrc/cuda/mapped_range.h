@@ -1,0 +1,56 @@
+// Memory mapped chunk by chunk into one range of addresses, each chunk in HBM or on the host (CUDA
+// Driver API, "Virtual Memory Management"). The backings `numa` and `split` are made of these.
+//
+// What the driver does, on which this relies:
+// - A mapping keeps its physical memory alive, so handles are released once mapped.
+// - Unmapping does not wait for kernels: whoever unmaps has waited.
+// - Access is per device and lost when a chunk is unmapped.
+#pragma once
+
+#include <cuda.h>
+
+#include <vector>
+
+#include "core/units.h"
+
+namespace egm {
+
+class MappedRange {
+ public:
+  // The first `device_part` bytes of `size`, in whole chunks, are in HBM of `device`; the rest is
+  // on the host's NUMA node next to it. Throws CudaError holding nothing.
+  MappedRange(Bytes size, Bytes device_part, DeviceIndex device,
+              const std::vector<DeviceIndex>& peers);
+  ~MappedRange();
+  MappedRange(const MappedRange&) = delete;
+  MappedRange& operator=(const MappedRange&) = delete;
+
+  void* base() const { return reinterpret_cast<void*>(base_); }
+  DeviceIndex device() const { return device_; }
+  Bytes chunk() const { return chunk_; }
+  Bytes on_device() const { return Bytes(device_chunks_ * chunk_.count()); }
+
+  // Lets another device use all of it, as enablePeerAccess does for ordinary memory.
+  void allow(DeviceIndex peer);
+  // Moves chunks so that the first `device_part` bytes, rounded down to whole chunks, are in HBM.
+  // Addresses and contents stay. The caller has seen to it that nobody uses the range. Returns the
+  // bytes moved; on failure throws CudaError with the range whole, some chunks perhaps moved.
+  Bytes move_boundary(Bytes device_part);
+
+ private:
+  void unmap_all() noexcept;
+  void map_chunk(size_t index, bool on_device);
+  void move_chunk(size_t index, bool to_device);
+  void set_access(CUdeviceptr at, Bytes size) const;
+
+  const DeviceIndex device_;
+  std::vector<DeviceIndex> readers_;
+  int host_node_ = -1;
+  Bytes chunk_;
+  size_t chunks_ = 0;
+  size_t device_chunks_ = 0;
+  size_t mapped_ = 0;
+  CUdeviceptr base_ = 0;
+};
+
+}  // namespace egm

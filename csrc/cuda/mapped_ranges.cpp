@@ -1,0 +1,94 @@
+// The mapped ranges that exist.
+#include "cuda/mapped_ranges.h"
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "cuda/errors.h"
+#include "cuda/mapped_range.h"
+
+namespace egm {
+namespace {
+
+// A leaf lock over the tables; ranges are made and ended outside of it. Leaked like State.
+struct Registry {
+  std::mutex mutex;
+  std::map<const void*, std::shared_ptr<MappedRange>> ranges;
+  std::array<std::vector<DeviceIndex>, kMaxDevices> readers;
+};
+
+Registry& registry() {
+  static Registry* const instance = new Registry;
+  return *instance;
+}
+
+std::shared_ptr<MappedRange> find(const void* base) {
+  auto& all = registry();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  const auto found = all.ranges.find(base);
+  return found == all.ranges.end() ? nullptr : found->second;
+}
+
+std::vector<DeviceIndex> readers_of(DeviceIndex owner) {
+  auto& all = registry();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  return all.readers.at(static_cast<size_t>(owner));
+}
+
+}  // namespace
+
+void* new_range(Bytes size, Bytes device_part, DeviceIndex device) {
+  auto range = std::make_shared<MappedRange>(size, device_part, device, readers_of(device));
+  void* const base = range->base();
+  {
+    auto& all = registry();
+    std::lock_guard<std::mutex> lock(all.mutex);
+    all.ranges.emplace(base, range);
+  }
+  // Whoever was allowed since.
+  for (const DeviceIndex reader : readers_of(device)) range->allow(reader);
+  return base;
+}
+
+cudaError_t free_range(void* base) noexcept {
+  std::shared_ptr<MappedRange> last;
+  auto& all = registry();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  const auto found = all.ranges.find(base);
+  if (found == all.ranges.end()) return cudaErrorInvalidValue;
+  last = std::move(found->second);
+  all.ranges.erase(found);
+  return cudaSuccess;
+}
+
+void allow_peer(DeviceIndex reader, DeviceIndex owner) {
+  std::vector<std::shared_ptr<MappedRange>> ranges;
+  {
+    auto& all = registry();
+    std::lock_guard<std::mutex> lock(all.mutex);
+    auto& readers = all.readers.at(static_cast<size_t>(owner));
+    if (std::find(readers.begin(), readers.end(), reader) != readers.end()) return;
+    readers.push_back(reader);
+    for (const auto& [base, range] : all.ranges) {
+      if (range->device() == owner) ranges.push_back(range);
+    }
+  }
+  for (const auto& range : ranges) range->allow(reader);
+}
+
+std::optional<RangeParts> range_parts(const void* base) {
+  const auto range = find(base);
+  if (range == nullptr) return std::nullopt;
+  return RangeParts{range->on_device(), range->chunk()};
+}
+
+Bytes move_range_boundary(void* base, Bytes device_part) {
+  const auto range = find(base);
+  return range == nullptr ? Bytes(0) : range->move_boundary(device_part);
+}
+
+}  // namespace egm

@@ -1,0 +1,29 @@
+// The mapped ranges that exist, and which devices may reach whose.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <optional>
+
+#include "core/units.h"
+
+namespace egm {
+
+struct RangeParts {
+  Bytes on_device;
+  Bytes chunk;
+};
+
+// The base of a new range; throws CudaError.
+void* new_range(Bytes size, Bytes device_part, DeviceIndex device);
+// The caller has waited for what uses it.
+cudaError_t free_range(void* base) noexcept;
+
+// `reader` may use the memory of `owner` from now on, in ranges there are and in later ones.
+void allow_peer(DeviceIndex reader, DeviceIndex owner);
+
+std::optional<RangeParts> range_parts(const void* base);
+// See MappedRange::move_boundary.
+Bytes move_range_boundary(void* base, Bytes device_part);
+
+}  // namespace egm

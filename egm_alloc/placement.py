@@ -1,0 +1,109 @@
+"""Where the tensors of a block of code go: `place`."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from types import TracebackType
+
+from egm_alloc import _C
+from egm_alloc.config import check_device_fraction, check_field
+from egm_alloc.control import get_config, is_enabled
+
+_tags: list[str] = [""]  # by number; number 0 is "no tag"
+_tags_lock = threading.Lock()
+
+
+def _number_of(tag: str) -> int:
+    with _tags_lock:
+        if tag not in _tags:
+            _tags.append(tag)
+        return _tags.index(tag)
+
+
+def tag_name(number: int) -> str:
+    """Return the tag of a number that the extension knows it by."""
+    return _tags[number]
+
+
+class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
+    """Place the CUDA tensors that this thread makes in a block of code.
+
+    Parameters
+    ----------
+    backing : {"managed", "device", "pinned", "numa", "split"}
+        Where their memory comes from; ``"device"`` is HBM whatever the size and the mode.
+    device_fraction : float, optional
+        Backing ``"split"``: the part of each tensor that is in HBM, from 0 to 1. Default: that of
+        the configuration.
+    tag : str, optional
+        A name under which `stats` adds up what the block made.
+    min_bytes : int
+        Smaller requests are placed as outside of the block.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not allowed.
+    RuntimeError
+        On entering, if egm_alloc is off.
+
+    Notes
+    -----
+    Of the current thread only: what a backward pass makes, in threads of autograd, is placed by
+    the configuration. Blocks nest, and the innermost counts. Tensors keep their place when the
+    block is left. Within a CUDA graph capture, or in a ``torch.cuda.MemPool`` of the user's, torch
+    decides. May be used as a decorator.
+
+    Examples
+    --------
+    >>> with egm_alloc.place("pinned", tag="optimizer"):
+    ...     moments = [torch.zeros_like(p) for p in model.parameters()]
+    """
+
+    def __init__(
+        self,
+        backing: str,
+        *,
+        device_fraction: float | None = None,
+        tag: str | None = None,
+        min_bytes: int = 1 << 20,
+    ) -> None:
+        self._backing = str(check_field("backing", backing, "backing"))
+        if device_fraction is not None:
+            device_fraction = check_device_fraction("device_fraction", device_fraction)
+            if backing != "split":
+                raise ValueError(
+                    f"device_fraction is {device_fraction!r}; allowed: only with the backing "
+                    "'split'"
+                )
+        if tag is not None and not isinstance(tag, str):
+            raise TypeError(f"tag is {tag!r}; allowed: a text, or None")
+        if tag == "":
+            raise ValueError("tag is ''; allowed: a text that is not empty, or None")
+        if isinstance(min_bytes, bool) or not isinstance(min_bytes, int):
+            raise TypeError(f"min_bytes is {min_bytes!r}; allowed: a number of bytes from 0 up")
+        if not 0 <= min_bytes < 1 << 63:
+            raise ValueError(f"min_bytes is {min_bytes!r}; allowed: a number of bytes from 0 up")
+        self._device_fraction = device_fraction
+        self._tag = 0 if tag is None else _number_of(tag)
+        self._min_bytes = min_bytes
+
+    def __enter__(self) -> place:
+        """Begin to place what this thread makes."""
+        if not is_enabled():
+            raise RuntimeError("egm_alloc is off, so nothing can be placed: call enable() first")
+        fraction = self._device_fraction
+        if fraction is None:
+            fraction = get_config().device_fraction
+        _C.enter_place(self._backing, fraction, self._tag, self._min_bytes)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Go back to what was before."""
+        _C.leave_place()
