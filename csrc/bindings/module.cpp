@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/state.h"
+#include "cuda/managed.h"
 #include "cuda/mapped_ranges.h"
 #include "cuda/residency.h"
 #include "torch/gate.h"
@@ -143,6 +144,51 @@ void reset_peak_stats(int device) {
   egm::state().ledger.reset_peaks(device);
 }
 
+// From Python: "keep" leaves a location as it is, None unsets it.
+void advise(uintptr_t address, uint64_t size_bytes, int device,
+            const std::optional<std::string>& preferred_location,
+            const std::optional<std::vector<std::string>>& accessed_by,
+            std::optional<bool> read_mostly) {
+  check_device(device);
+  egm::AdviceChange change;
+  if (preferred_location != "keep") {
+    change.preferred_location.emplace();
+    if (preferred_location) {
+      change.preferred_location = egm::parse_location("preferred_location", *preferred_location);
+    }
+  }
+  if (accessed_by) {
+    const Advice advice = make_advice(std::nullopt, *accessed_by);
+    change.accessed_by_device = advice.accessed_by_device;
+    change.accessed_by_host = advice.accessed_by_host;
+  }
+  change.read_mostly = read_mostly;
+  py::gil_scoped_release unlocked;
+  egm::advise_managed(reinterpret_cast<void*>(address), Bytes(size_bytes), device, change);
+}
+
+void prefetch(uintptr_t address, uint64_t size_bytes, int device, const std::string& location,
+              uintptr_t stream) {
+  check_device(device);
+  const egm::Location to = egm::parse_location("location", location);
+  py::gil_scoped_release unlocked;
+  egm::prefetch_managed(reinterpret_cast<void*>(address), Bytes(size_bytes), device, to,
+                        reinterpret_cast<cudaStream_t>(stream));
+}
+
+uint64_t migrate(uintptr_t segment_address, uint64_t on_device_bytes, int device) {
+  check_device(device);
+  auto* const allocator = egm::installed();
+  if (allocator != nullptr &&
+      allocator->is_recorded_by_user(static_cast<c10::DeviceIndex>(device))) {
+    throw std::runtime_error("memory cannot be moved on device " + std::to_string(device) +
+                             " during a CUDA graph capture or within a use_mem_pool block");
+  }
+  py::gil_scoped_release unlocked;
+  return egm::move_range_boundary(reinterpret_cast<void*>(segment_address), Bytes(on_device_bytes))
+      .count();
+}
+
 // The blocks of a thread are left in the order in which they were entered, the last one first.
 void enter_place(const std::string& backing, double device_fraction, int tag, uint64_t min_bytes) {
   egm::ThisThread& thread = egm::this_thread();
@@ -214,6 +260,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("is_enabled", &egm::is_diverting);
   module.def("stats", &stats, py::arg("device"));
   module.def("reset_peak_stats", &reset_peak_stats, py::arg("device"));
+  module.def("advise", &advise, py::arg("address"), py::arg("size_bytes"), py::arg("device"),
+             py::arg("preferred_location"), py::arg("accessed_by"), py::arg("read_mostly"));
+  module.def("prefetch", &prefetch, py::arg("address"), py::arg("size_bytes"), py::arg("device"),
+             py::arg("location"), py::arg("stream"));
+  module.def("migrate", &migrate, py::arg("segment_address"), py::arg("on_device_bytes"),
+             py::arg("device"));
   module.def("enter_place", &enter_place, py::arg("backing"), py::arg("device_fraction"),
              py::arg("tag"), py::arg("min_bytes"));
   module.def("leave_place", &leave_place);

@@ -9,6 +9,7 @@
 
 #include "core/state.h"
 #include "cuda/errors.h"
+#include "cuda/mapped_ranges.h"
 #include "torch/warnings.h"
 
 namespace egm {
@@ -264,6 +265,9 @@ TieredAllocator::Answer<AskNative> TieredAllocator::divert(
         QuietScope quiet(thread, !last_try);
         return record_and_ask(thread, own, request, config, placement, diversion, ask_native);
       }();
+      if (placement.backing == BackingKind::kSplit && !diversion.missed) {
+        restore_boundary(own, placement, address_of(served));
+      }
       if (diversion.problems) warn_once(*diversion.problems);
       return served;
     } catch (c10::OutOfMemoryError& error) {
@@ -338,6 +342,24 @@ void TieredAllocator::bring_up(Device& own, const Request& request, const Placem
     diversion.ready = std::make_unique<ReadySegment>(segment, placement);
   } catch (const std::runtime_error& error) {
     TORCH_CHECK_WITH(OutOfMemoryError, false, describe_tiers(own.index, error.what()));
+  }
+}
+
+// A cached split segment may have been migrated by its last user. The request is served; should the
+// boundary not move back, the tensor is only slower or faster than it was to be.
+void TieredAllocator::restore_boundary(Device& own, const Placement& placement,
+                                       const void* served) {
+  const auto segment = state().segments.find(served);
+  const auto parts = segment ? range_parts(segment->base) : std::nullopt;
+  if (!parts || own.recordings.any()) return;
+  const Bytes wanted = device_share(segment->size, placement.device_fraction);
+  if (wanted.count() / parts->chunk.count() * parts->chunk.count() == parts->on_device.count()) {
+    return;
+  }
+  try {
+    move_range_boundary(segment->base, wanted);
+  } catch (const CudaError&) {
+    // HBM or the host is short of it.
   }
 }
 

@@ -58,6 +58,8 @@ class TieredAllocator final : public DelegatingAllocator {
   bool started() const { return divert_from_.load(std::memory_order_relaxed) != kNothing; }
 
   TierReport report(c10::DeviceIndex index);
+  // Whether a CUDA graph capture or another pool's recording is underway there.
+  bool is_recorded_by_user(c10::DeviceIndex index) { return device(index).recordings.any(); }
 
   c10::DataPtr allocate(size_t n) override;
   void* raw_alloc(size_t nbytes) override;
@@ -135,6 +137,9 @@ class TieredAllocator final : public DelegatingAllocator {
   void bring_up(Device& own, const Request& request, const Placement& placement,
                 Diversion& diversion);
   void after_spill();
+  void restore_boundary(Device& own, const Placement& placement, const void* served);
+  static const void* address_of(const c10::DataPtr& served) { return served.get(); }
+  static const void* address_of(const void* served) { return served; }
   void process_pending_events(cudaStream_t stream);
   void give_back_cached(Device& own);
   void empty_postponed(Device& own);
