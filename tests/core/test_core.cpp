@@ -1,10 +1,9 @@
 // The pure part of the library, tested as C++: placement, counters, the table of segments.
-// Prints one line per failed check and exits with their number.
-#include <cstdio>
 #include <random>
 #include <stdexcept>
 #include <string>
 
+#include "checks.h"
 #include "core/config.h"
 #include "core/ledger.h"
 #include "core/page_nodes.h"
@@ -15,14 +14,6 @@
 namespace {
 
 using namespace egm;
-
-int failures = 0;
-
-void expect(bool holds, const std::string& what) {
-  if (holds) return;
-  ++failures;
-  std::printf("FAILED: %s\n", what.c_str());
-}
 
 template <typename Call>
 std::string message_of(const Call& call) {
@@ -168,5 +159,5 @@ int main() {
   for (unsigned seed = 0; seed < 20; ++seed) ledger_invariants(seed);
   segments_are_found_by_any_address_within();
   pages_are_reported_where_the_kernel_has_them();
-  return failures;
+  return exit_status();
 }
