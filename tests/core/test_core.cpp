@@ -25,6 +25,15 @@ std::string message_of(const Call& call) {
   return "";
 }
 
+void sums_and_differences_stop_at_the_ends() {
+  constexpr Bytes kMost(UINT64_MAX);
+  expect(saturated_sum(kMost, Bytes(1)) == kMost, "above");
+  expect(saturated_sum(kMost - Bytes(1), Bytes(1)) == kMost, "at the end");
+  expect(saturated_sum(Bytes(2), Bytes(3)) == Bytes(5), "within");
+  expect(difference_or_zero(Bytes(2), Bytes(3)) == Bytes(0), "below");
+  expect(difference_or_zero(Bytes(3), Bytes(2)) == Bytes(1), "above zero");
+}
+
 void names_round_trip_and_say_what_is_allowed() {
   expect(parse_mode(to_string(Mode::kManaged)) == Mode::kManaged, "mode round trip");
   expect(parse_backing(to_string(BackingKind::kDevice)) == BackingKind::kDevice, "backing");
@@ -150,6 +159,7 @@ void pages_are_reported_where_the_kernel_has_them() {
 }  // namespace
 
 int main() {
+  sums_and_differences_stop_at_the_ends();
   names_round_trip_and_say_what_is_allowed();
   tiered_places_from_the_threshold_up();
   managed_places_everything_and_prefetches_below_the_threshold();
