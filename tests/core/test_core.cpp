@@ -1,10 +1,9 @@
 // The pure part of the library, tested as C++: placement, counters, the table of segments.
-// Prints one line per failed check and exits with their number.
-#include <cstdio>
 #include <random>
 #include <stdexcept>
 #include <string>
 
+#include "checks.h"
 #include "core/config.h"
 #include "core/ledger.h"
 #include "core/page_nodes.h"
@@ -16,14 +15,6 @@ namespace {
 
 using namespace egm;
 
-int failures = 0;
-
-void expect(bool holds, const std::string& what) {
-  if (holds) return;
-  ++failures;
-  std::printf("FAILED: %s\n", what.c_str());
-}
-
 template <typename Call>
 std::string message_of(const Call& call) {
   try {
@@ -32,6 +23,15 @@ std::string message_of(const Call& call) {
     return error.what();
   }
   return "";
+}
+
+void sums_and_differences_stop_at_the_ends() {
+  constexpr Bytes kMost(UINT64_MAX);
+  expect(saturated_sum(kMost, Bytes(1)) == kMost, "above");
+  expect(saturated_sum(kMost - Bytes(1), Bytes(1)) == kMost, "at the end");
+  expect(saturated_sum(Bytes(2), Bytes(3)) == Bytes(5), "within");
+  expect(difference_or_zero(Bytes(2), Bytes(3)) == Bytes(0), "below");
+  expect(difference_or_zero(Bytes(3), Bytes(2)) == Bytes(1), "above zero");
 }
 
 void names_round_trip_and_say_what_is_allowed() {
@@ -159,6 +159,7 @@ void pages_are_reported_where_the_kernel_has_them() {
 }  // namespace
 
 int main() {
+  sums_and_differences_stop_at_the_ends();
   names_round_trip_and_say_what_is_allowed();
   tiered_places_from_the_threshold_up();
   managed_places_everything_and_prefetches_below_the_threshold();
@@ -168,5 +169,5 @@ int main() {
   for (unsigned seed = 0; seed < 20; ++seed) ledger_invariants(seed);
   segments_are_found_by_any_address_within();
   pages_are_reported_where_the_kernel_has_them();
-  return failures;
+  return exit_status();
 }
