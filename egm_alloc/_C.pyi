@@ -28,6 +28,13 @@ class _StatsDict(TypedDict):
     extended: dict[str, _BackingDict]
     tags: dict[int, _TierDict]
 
+class _HostMemoryDict(TypedDict):
+    total_bytes: int
+    available_bytes: int
+    limited_by: str
+    promised_bytes: int
+    reserve_bytes: int
+
 class _SegmentDict(TypedDict):
     device: int
     backing: str
@@ -61,6 +68,7 @@ class Config:
         limit_bytes: int | None,
         device_fraction: float,
         spill: bool,
+        host_reserve_bytes: int | None,
     ) -> None: ...
 
 def configure(config: Config) -> None: ...
@@ -68,6 +76,7 @@ def enable(config: Config) -> None: ...
 def disable() -> None: ...
 def is_enabled() -> bool: ...
 def stats(device: int) -> _StatsDict: ...
+def host_memory() -> _HostMemoryDict: ...
 def reset_peak_stats(device: int) -> None: ...
 def advise(
     address: int,

@@ -6,7 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "core/reserve.h"
 #include "core/state.h"
+#include "cuda/host_reserve.h"
 #include "cuda/managed.h"
 #include "cuda/mapped_ranges.h"
 #include "cuda/residency.h"
@@ -60,7 +62,8 @@ Config make_config(uint64_t threshold_bytes, const std::optional<std::vector<int
                    const std::string& mode, const std::string& backing,
                    const std::optional<std::string>& preferred_location,
                    const std::vector<std::string>& accessed_by, bool prefetch,
-                   std::optional<uint64_t> limit_bytes, double device_fraction, bool spill) {
+                   std::optional<uint64_t> limit_bytes, double device_fraction, bool spill,
+                   std::optional<uint64_t> host_reserve_bytes) {
   Config config;
   config.threshold = Bytes(threshold_bytes);
   if (devices) {
@@ -77,6 +80,7 @@ Config make_config(uint64_t threshold_bytes, const std::optional<std::vector<int
   if (limit_bytes) config.limit = Bytes(*limit_bytes);
   config.device_fraction = device_fraction;
   config.spill = spill;
+  if (host_reserve_bytes) config.host_reserve = Bytes(*host_reserve_bytes);
   return config;
 }
 
@@ -136,6 +140,25 @@ py::dict stats(int device) {
     tags[py::int_(tag)] = tagged;
   }
   result["tags"] = tags;
+  return result;
+}
+
+py::dict host_memory() {
+  egm::HostMemory host;
+  egm::Bytes promised;
+  {
+    py::gil_scoped_release unlocked;
+    host = egm::host_memory(egm::hbm_nodes());
+    promised = egm::promised_to_managed();
+  }
+  const Bytes reserve =
+      egm::state().config.get().host_reserve.value_or(egm::default_reserve(host.total));
+  py::dict result;
+  result["total_bytes"] = host.total.count();
+  result["available_bytes"] = host.available.count();
+  result["limited_by"] = host.limited_by;
+  result["promised_bytes"] = promised.count();
+  result["reserve_bytes"] = reserve.count();
   return result;
 }
 
@@ -253,12 +276,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def(py::init(&make_config), py::kw_only(), py::arg("threshold_bytes"), py::arg("devices"),
            py::arg("mode"), py::arg("backing"), py::arg("preferred_location"),
            py::arg("accessed_by"), py::arg("prefetch"), py::arg("limit_bytes"),
-           py::arg("device_fraction"), py::arg("spill"));
+           py::arg("device_fraction"), py::arg("spill"), py::arg("host_reserve_bytes"));
   module.def("configure", &configure, py::arg("config"));
   module.def("enable", &enable, py::arg("config"));
   module.def("disable", &disable);
   module.def("is_enabled", &egm::is_diverting);
   module.def("stats", &stats, py::arg("device"));
+  module.def("host_memory", &host_memory);
   module.def("reset_peak_stats", &reset_peak_stats, py::arg("device"));
   module.def("advise", &advise, py::arg("address"), py::arg("size_bytes"), py::arg("device"),
              py::arg("preferred_location"), py::arg("accessed_by"), py::arg("read_mostly"));

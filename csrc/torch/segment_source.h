@@ -86,6 +86,8 @@ class SegmentSource final : public DelegatingAllocator {
   size_t segments() const { return segments_.load(); }
 
  private:
+  Bytes hbm_otherwise();
+
   const c10::DeviceIndex device_;
   const Placement placement_;
   std::atomic<size_t> segments_{0};
