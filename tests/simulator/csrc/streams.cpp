@@ -63,6 +63,11 @@ void Timeline::complete(uint64_t ticket) {
   for (const Wait& wait : due) wait.other->complete(wait.ticket);
 }
 
+void Timeline::hold(bool on) {
+  if (on && !held_) done(submitted_);
+  held_ = on;
+}
+
 long this_thread() {
   thread_local const long id = syscall(SYS_gettid);
   return id;

@@ -26,7 +26,8 @@ class Timeline {
   bool done(uint64_t ticket);
   // Somebody waits for it: everything up to the ticket is done.
   void complete(uint64_t ticket);
-  void hold(bool on) { held_ = on; }
+  // Holds what is submitted from now on; what was before is done.
+  void hold(bool on);
 
  private:
   struct Wait {
@@ -85,6 +86,7 @@ struct Event {
   unsigned flags = 0;
   bool recorded = false;
   std::shared_ptr<Timeline> timeline;
+  cudaStream_t stream = nullptr;  // of the last record
   uint64_t ticket = 0;
   std::chrono::steady_clock::time_point when;
   std::shared_ptr<Capture> capture;
