@@ -90,6 +90,7 @@ class Simulator:
         self._library.egm_sim_stop_log()
         self._library.egm_sim_count_calls(0)
         self.release()
+        self._library.egm_sim_forget_unmappings()
         self.set_peer_access(self._peer_access)
         for device, capacity in enumerate(self._hbm_at_start):
             self._library.egm_sim_set_hbm(device, capacity)
@@ -257,6 +258,13 @@ class Simulator:
     def reserved_bytes(self) -> int:
         """Bytes of addresses that cuMemAddressReserve gave out and nobody freed."""
         return int(self._library.egm_sim_reserved_bytes())
+
+    def unmapped_while_busy(self) -> int:
+        """How often cuMemUnmap or cudaHostUnregister took memory away while a stream was pending.
+
+        Any stream of any device counts, since the last :meth:`reset`; hold one to make it pending.
+        """
+        return int(self._library.egm_sim_unmapped_while_busy())
 
     def resident_bytes(self, address: int, size: int, where: int | str = 0) -> int:
         """Bytes of a range of managed memory that are in one place.

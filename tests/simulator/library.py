@@ -33,3 +33,4 @@ def declare(library: ctypes.CDLL) -> None:
     library.egm_sim_host_numa.argtypes = [c_int, ctypes.c_void_p]
     library.egm_sim_set_host_numa.argtypes = [c_int, ctypes.c_size_t]
     library.egm_sim_reserved_bytes.restype = ctypes.c_size_t
+    library.egm_sim_unmapped_while_busy.restype = c_long

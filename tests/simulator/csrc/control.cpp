@@ -110,6 +110,15 @@ size_t egm_sim_reserved_bytes() {
   return reserved_bytes();
 }
 
+long egm_sim_unmapped_while_busy() {
+  Locked locked;
+  return unmapped_while_busy();
+}
+void egm_sim_forget_unmappings() {
+  Locked locked;
+  forget_unmappings();
+}
+
 // Bytes of managed memory in [address, address + size) that are at `where` (a device, -1 for the
 // host, -2 for nowhere yet); chunks count whole. -1 if the address is not managed memory.
 long long egm_sim_resident(uintptr_t address, size_t size, int where) {

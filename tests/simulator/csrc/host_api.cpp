@@ -66,6 +66,7 @@ cudaError_t unregister_host(void* ptr) {
     munmap(reinterpret_cast<void*>(allocation->device_base), allocation->size);
   }
   forget_allocation(allocation);
+  note_unmapping();
   return cudaSuccess;
 }
 

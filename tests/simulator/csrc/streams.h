@@ -101,6 +101,11 @@ Stream* create_stream(int device, unsigned flags, int priority);
 void destroy_stream(Stream* stream);
 Event* find_event(cudaEvent_t handle);
 void complete_device(int device);
+// Memory went away from devices without a wait of CUDA's own: counts it if a stream has work
+// pending.
+void note_unmapping();
+long unmapped_while_busy();
+void forget_unmappings();
 // A handle of nullptr with `all` means every stream, present and future.
 bool hold_stream(cudaStream_t handle, bool all, bool on);
 

@@ -1,7 +1,7 @@
 // CUDA functions of virtual memory management: cuMemCreate, cuMemAddressReserve, cuMemMap and what
 // belongs to them.
-#include "api.h"
 #include "machine.h"
+#include "streams.h"
 #include "vmm.h"
 
 using namespace egm_sim;
@@ -62,8 +62,11 @@ CUresult cuMemMap(CUdeviceptr ptr, size_t size, size_t offset, CUmemGenericAlloc
 }
 
 CUresult cuMemUnmap(CUdeviceptr ptr, size_t size) {
-  return api<CUresult>("cuMemUnmap", kPlain, {{"ptr", ptr}, {"size", size}},
-                       [&](Call&) { return unmap_physical(ptr, size); });
+  return api<CUresult>("cuMemUnmap", kPlain, {{"ptr", ptr}, {"size", size}}, [&](Call&) {
+    const CUresult result = unmap_physical(ptr, size);
+    if (result == CUDA_SUCCESS) note_unmapping();
+    return result;
+  });
 }
 
 CUresult cuMemSetAccess(CUdeviceptr ptr, size_t size, const CUmemAccessDesc* access, size_t count) {
