@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/state.h"
+#include "cuda/errors.h"
 #include "cuda/segments.h"
 
 namespace egm {
@@ -39,7 +40,10 @@ void* SegmentSource::raw_alloc(size_t nbytes) {
     if (!hints.prefetch.empty()) diversion.report().prefetch_failure = std::move(hints.prefetch);
     return base;
   } catch (const std::exception& error) {
-    diversion.report().failure = error.what();
+    auto& problems = diversion.report();
+    problems.failure = error.what();
+    problems.refused = dynamic_cast<const LimitExceeded*>(&error) != nullptr ||
+                       dynamic_cast<const ReserveExceeded*>(&error) != nullptr;
     return nullptr;
   }
 }

@@ -54,6 +54,8 @@ struct Diversion {
   struct Problems {
     // Why no segment could be had.
     std::string failure;
+    // It was the limit or the reserve, not the driver.
+    bool refused = false;
     // Hints that failed; the memory is fine.
     std::string advice_failure;
     std::string prefetch_failure;

@@ -253,6 +253,8 @@ TieredAllocator::Answer<AskNative> TieredAllocator::divert(
                      " do not fit under the extended tier's limit of ", describe(*config.limit),
                      " on device ", static_cast<int>(index), ". Raise limit_gib or allocate less.");
   }
+  // A second refusal by our own limits is no failure of torch's: it stays quiet as well.
+  bool refused = false;
   for (bool last_try = false;; last_try = true) {
     Diversion diversion;
     diversion.stream = stream_of(index, stream);
@@ -262,7 +264,7 @@ TieredAllocator::Answer<AskNative> TieredAllocator::divert(
         GateScope gate(own.gate, thread);
         // Whatever happens, the room made for a segment that then did not come is taken back.
         const auto tidy = c10::make_scope_exit([&] { tidy_after_diversion(own, diversion); });
-        QuietScope quiet(thread, !last_try);
+        QuietScope quiet(thread, !last_try || refused);
         return record_and_ask(thread, own, request, config, placement, diversion, ask_native);
       }();
       if (placement.backing == BackingKind::kSplit && !diversion.missed) {
@@ -271,11 +273,12 @@ TieredAllocator::Answer<AskNative> TieredAllocator::divert(
       if (diversion.problems) warn_once(*diversion.problems);
       return served;
     } catch (c10::OutOfMemoryError& error) {
+      if (!last_try || refused) ++own.quiet_failures;
       if (last_try) {
         error.add_context(describe_tiers(index, diversion.report().failure));
         throw;
       }
-      ++own.quiet_failures;
+      refused = diversion.problems && diversion.problems->refused;
     }
     // In a live pool torch cannot give back what is cached, so that is done here. More than our own
     // can help only plain device memory.

@@ -6,24 +6,40 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <string>
 
 namespace {
 
 constexpr const char* kSimulated[] = {
-    "/proc/meminfo",         "/proc/self/status", "/proc/self/cgroup", "/proc/self/mountinfo",
-    "/sys/devices/system/node", "/sys/fs/cgroup",    "/sys/class/egm",
+    "/proc/meminfo",        "/proc/self/status",        "/proc/self/cgroup",
+    "/proc/self/mountinfo", "/sys/devices/system/node", "/sys/fs/cgroup",
+    "/sys/class/egm",
 };
+
+std::mutex& mutex() {
+  static auto* const instance = new std::mutex;
+  return *instance;
+}
+
+// Empty: the real machine's files.
+std::string& root() {
+  static auto* const instance = [] {
+    const char* const configured = std::getenv("EGM_SIM_HOST_ROOT");
+    return new std::string(configured == nullptr ? "" : configured);
+  }();
+  return *instance;
+}
 
 // Where to look instead, or the path itself.
 std::string redirected(const char* path) {
-  static const char* const root = std::getenv("EGM_SIM_HOST_ROOT");
-  if (root != nullptr && path != nullptr) {
-    for (const char* prefix : kSimulated) {
-      if (std::strncmp(path, prefix, std::strlen(prefix)) == 0) return std::string(root) + path;
+  for (const char* prefix : kSimulated) {
+    if (std::strncmp(path, prefix, std::strlen(prefix)) == 0) {
+      std::lock_guard<std::mutex> lock(mutex());
+      return root() + path;
     }
   }
-  return path == nullptr ? std::string() : std::string(path);
+  return path;
 }
 
 template <typename Function>
@@ -34,6 +50,12 @@ Function* next(const char* name) {
 }  // namespace
 
 extern "C" {
+
+// Another folder of files for this process.
+void egm_sim_set_host_root(const char* path) {
+  std::lock_guard<std::mutex> lock(mutex());
+  root() = path;
+}
 
 FILE* fopen(const char* path, const char* mode) {
   static const auto real = next<FILE*(const char*, const char*)>("fopen");
