@@ -13,8 +13,9 @@ class Call:
     """One call of the simulated CUDA API.
 
     Pointers, handles and sizes in ``args`` are ints; locations, advice and kinds of copies are
-    texts ("device:0", "host", "set-preferred-location", "host-to-device"). ``result`` is the name
-    of the error ("cudaSuccess"); ``device`` the calling thread's device after the call.
+    texts ("device:0", "host", "set-preferred-location", "host-to-device"), access is a list of them
+    ("device:0=read-write"). ``result`` is the name of the error ("cudaSuccess"), in the runtime's
+    spelling for driver functions too; ``device`` the calling thread's device after the call.
     """
 
     name: str

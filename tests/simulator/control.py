@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from tests.simulator.calls import Call, CallLog, Fault, Kind, Stall
+from tests.simulator.library import declare
 
 GIB = 1 << 30
 _ALL_STREAMS = (0, 1)
@@ -37,8 +38,9 @@ class Simulator:
         library = ctypes.CDLL(None)
         self._loaded: ctypes.CDLL | None = library if hasattr(library, "egm_sim_devices") else None
         if self._loaded is not None:
-            _declare(self._loaded)
+            declare(self._loaded)
             self._hbm_at_start = [self.hbm(i)["capacity"] for i in range(self.devices)]
+            self._host_numa_at_start = [self.host_numa(i)["total"] for i in range(self.host_nodes)]
             self._peer_access = os.environ.get("EGM_SIM_PEER_ACCESS", "1") != "0"
 
     @property
@@ -73,19 +75,27 @@ class Simulator:
         return int(self._library.egm_sim_egm_bytes())
 
     @property
+    def host_nodes(self) -> int:
+        """The number of NUMA nodes of the host's memory, counted from 0."""
+        return int(self._library.egm_sim_host_nodes())
+
+    @property
     def host_page_bytes(self) -> int:
         """Page size of the host's kernel (64 KiB on Grace); this process keeps its real one."""
         return int(self._library.egm_sim_host_page_kib()) << 10
 
     def reset(self) -> None:
-        """Back to the start, memory aside: no faults, no log, nothing held, HBM as configured."""
+        """Back to the start, memory aside: no faults, no log, nothing held, sizes as configured."""
         self._library.egm_sim_disarm_all_faults()
         self._library.egm_sim_stop_log()
         self._library.egm_sim_count_calls(0)
         self.release()
+        self._library.egm_sim_forget_unmappings()
         self.set_peer_access(self._peer_access)
         for device, capacity in enumerate(self._hbm_at_start):
             self._library.egm_sim_set_hbm(device, capacity)
+        for node, total in enumerate(self._host_numa_at_start):
+            self._library.egm_sim_set_host_numa(node, total)
 
     @contextmanager
     def call_log(self, *, everything: bool = False, limit: int = 1_000_000) -> Iterator[CallLog]:
@@ -192,7 +202,7 @@ class Simulator:
             self._library.egm_sim_count_calls(0)
 
     def hold(self, stream: int | HasHandle | None = None) -> None:
-        """From now on, work on a stream (None: on all) is reported as pending.
+        """Work submitted to a stream (None: to any) from now on is reported as pending.
 
         Until :meth:`release`, or until somebody waits for it.
         """
@@ -222,6 +232,11 @@ class Simulator:
             if self._library.egm_sim_set_hbm(each, int(gib * GIB)) != 0:
                 raise ValueError(f"there is no device {each}")
 
+    def set_host_numa_gib(self, gib: float, node: int = 0) -> None:
+        """Give a node of the host another size, as :meth:`host_numa` counts it."""
+        if self._library.egm_sim_set_host_numa(node, int(gib * GIB)) != 0:
+            raise ValueError(f"the host has no node {node}")
+
     def set_peer_access(self, possible: bool) -> None:
         """Whether devices can reach each other's memory."""
         self._library.egm_sim_set_peer_access(int(possible))
@@ -232,6 +247,24 @@ class Simulator:
         if self._library.egm_sim_hbm(device, numbers) != 0:
             raise ValueError(f"there is no device {device}")
         return dict(zip(("capacity", "taken", "resident", "evicted"), numbers, strict=True))
+
+    def host_numa(self, node: int = 0) -> dict[str, int]:
+        """Bytes that cuMemCreate has taken of a node of the host, and could take in total."""
+        numbers = (ctypes.c_size_t * 2)()
+        if self._library.egm_sim_host_numa(node, numbers) != 0:
+            raise ValueError(f"the host has no node {node}")
+        return dict(zip(("total", "taken"), numbers, strict=True))
+
+    def reserved_bytes(self) -> int:
+        """Bytes of addresses that cuMemAddressReserve gave out and nobody freed."""
+        return int(self._library.egm_sim_reserved_bytes())
+
+    def unmapped_while_busy(self) -> int:
+        """How often cuMemUnmap or cudaHostUnregister took memory away while a stream was pending.
+
+        Any stream of any device counts, since the last :meth:`reset`; hold one to make it pending.
+        """
+        return int(self._library.egm_sim_unmapped_while_busy())
 
     def resident_bytes(self, address: int, size: int, where: int | str = 0) -> int:
         """Bytes of a range of managed memory that are in one place.
@@ -261,9 +294,10 @@ class Simulator:
     def live_allocations(self, device: int = 0) -> dict[str, Kind]:
         """What is allocated on a device, by kind.
 
-        Kinds are "device" (cudaMalloc), "managed", "async" (cudaMallocAsync), "vmm" (mapped by
-        cuMemMap), "host" (cudaHostAlloc), "registered" (cudaHostRegister) and "imported" (IPC);
-        those with nothing alive are missing.
+        Kinds are "device" (cudaMalloc), "managed", "async" (cudaMallocAsync), "vmm" (HBM mapped by
+        cuMemMap), "vmm-host" (the host's memory mapped by it), "host" (cudaHostAlloc), "registered"
+        (cudaHostRegister) and "imported" (IPC); those with nothing alive are missing. Memory of the
+        host counts for the device that was current.
         """
         live = {}
         for line in self._text("egm_sim_live").splitlines():
@@ -278,29 +312,3 @@ class Simulator:
             return (ctypes.cast(pointer, ctypes.c_char_p).value or b"").decode()
         finally:
             self._library.egm_sim_free_text(pointer)
-
-
-def _declare(library: ctypes.CDLL) -> None:
-    c_long, c_int, c_text, c_address = (
-        ctypes.c_long,
-        ctypes.c_int,
-        ctypes.c_char_p,
-        ctypes.c_size_t,
-    )
-    library.egm_sim_fail_call.argtypes = [c_text, c_text, c_long, c_long]
-    library.egm_sim_stall_call.argtypes = [c_text, ctypes.c_double]
-    library.egm_sim_wait_until_reached.argtypes = [c_int, ctypes.c_double]
-    library.egm_sim_faults_fired.restype = c_long
-    library.egm_sim_calls_counted.restype = c_long
-    library.egm_sim_start_log.argtypes = [c_int, ctypes.c_size_t]
-    library.egm_sim_take_log.restype = ctypes.c_void_p
-    library.egm_sim_live.restype = ctypes.c_void_p
-    library.egm_sim_free_text.argtypes = [ctypes.c_void_p]
-    library.egm_sim_hold.argtypes = [c_address, c_int, c_int]
-    library.egm_sim_machine.restype = c_text
-    library.egm_sim_host_bytes.restype = ctypes.c_size_t
-    library.egm_sim_egm_bytes.restype = ctypes.c_size_t
-    library.egm_sim_set_hbm.argtypes = [c_int, ctypes.c_size_t]
-    library.egm_sim_resident.argtypes = [c_address, ctypes.c_size_t, c_int]
-    library.egm_sim_resident.restype = ctypes.c_longlong
-    library.egm_sim_touch.argtypes = [c_address, ctypes.c_size_t, c_int]

@@ -34,11 +34,15 @@ class CudaError(RuntimeError):
     """A CUDA call failed; ``str()`` of it is the error's name."""
 
 
-class _Location(ctypes.Structure):
+class Location(ctypes.Structure):
+    """cudaMemLocation, and the driver's CUmemLocation, which is the same."""
+
     _fields_ = [("type", ctypes.c_int), ("id", ctypes.c_int)]
 
 
-class _PointerAttributes(ctypes.Structure):
+class PointerAttributes(ctypes.Structure):
+    """cudaPointerAttributes."""
+
     _fields_ = [
         ("type", ctypes.c_int),
         ("device", ctypes.c_int),
@@ -48,10 +52,10 @@ class _PointerAttributes(ctypes.Structure):
     ]
 
 
-def _location(text: str) -> _Location:
+def place(text: str) -> Location:
     """``"device:1"``, ``"host"``, ``"host-numa:0"``."""
     kind, _, number = text.partition(":")
-    return _Location(_TYPES[kind], int(number or 0))
+    return Location(_TYPES[kind], int(number or 0))
 
 
 def _runtime() -> ctypes.CDLL:
@@ -86,6 +90,40 @@ def malloc_managed(size: int) -> int:
     return pointer.value or 0
 
 
+def host_alloc(size: int, flags: int = 0) -> int:
+    """Address of new pinned memory of the host."""
+    pointer = ctypes.c_void_p()
+    call("cudaHostAlloc", ctypes.byref(pointer), ctypes.c_size_t(size), ctypes.c_uint(flags))
+    return pointer.value or 0
+
+
+def free_host(address: int) -> None:
+    """Free what :func:`host_alloc` gave."""
+    call("cudaFreeHost", ctypes.c_void_p(address))
+
+
+def register(address: int, size: int, flags: int = 3) -> None:
+    """Register memory with cudaHostRegister; by default portable and mapped."""
+    call("cudaHostRegister", ctypes.c_void_p(address), ctypes.c_size_t(size), ctypes.c_uint(flags))
+
+
+def unregister(address: int) -> None:
+    """Undo :func:`register`."""
+    call("cudaHostUnregister", ctypes.c_void_p(address))
+
+
+def device_pointer(address: int, flags: int = 0) -> int:
+    """Where devices see pinned or registered memory."""
+    pointer = ctypes.c_void_p()
+    call(
+        "cudaHostGetDevicePointer",
+        ctypes.byref(pointer),
+        ctypes.c_void_p(address),
+        ctypes.c_uint(flags),
+    )
+    return pointer.value or 0
+
+
 def free(address: int) -> None:
     """Free device or managed memory."""
     call("cudaFree", ctypes.c_void_p(address))
@@ -94,6 +132,62 @@ def free(address: int) -> None:
 def memset(address: int, value: int, size: int) -> None:
     """Set bytes, waiting for it."""
     call("cudaMemset", ctypes.c_void_p(address), ctypes.c_int(value), ctypes.c_size_t(size))
+
+
+def memset_async(address: int, value: int, size: int, stream: int = 0) -> None:
+    """Set bytes on a stream."""
+    call(
+        "cudaMemsetAsync",
+        ctypes.c_void_p(address),
+        ctypes.c_int(value),
+        ctypes.c_size_t(size),
+        ctypes.c_void_p(stream),
+    )
+
+
+def copy(target: int, source: int, size: int) -> None:
+    """Copy bytes (kind "default"), waiting for it."""
+    call(
+        "cudaMemcpy",
+        ctypes.c_void_p(target),
+        ctypes.c_void_p(source),
+        ctypes.c_size_t(size),
+        ctypes.c_int(4),
+    )
+
+
+def read(address: int, size: int) -> bytes:
+    """Bytes as the current device sees them."""
+    buffer = ctypes.create_string_buffer(size)
+    copy(ctypes.addressof(buffer), address, size)
+    return buffer.raw
+
+
+def copy_async(target: int, source: int, size: int, stream: int = 0) -> None:
+    """Copy bytes (kind "default") on a stream."""
+    call(
+        "cudaMemcpyAsync",
+        ctypes.c_void_p(target),
+        ctypes.c_void_p(source),
+        ctypes.c_size_t(size),
+        ctypes.c_int(4),
+        ctypes.c_void_p(stream),
+    )
+
+
+def copy_peer_async(  # noqa: PLR0917
+    target: int, target_device: int, source: int, source_device: int, size: int, stream: int = 0
+) -> None:
+    """Copy bytes from one device to another on a stream."""
+    call(
+        "cudaMemcpyPeerAsync",
+        ctypes.c_void_p(target),
+        ctypes.c_int(target_device),
+        ctypes.c_void_p(source),
+        ctypes.c_int(source_device),
+        ctypes.c_size_t(size),
+        ctypes.c_void_p(stream),
+    )
 
 
 @contextmanager
@@ -142,7 +236,7 @@ def advise(address: int, size: int, advice: str, location: str = "none") -> None
         ctypes.c_void_p(address),
         ctypes.c_size_t(size),
         ctypes.c_int(ADVICE[advice]),
-        _location(location),
+        place(location),
     )
 
 
@@ -152,7 +246,7 @@ def prefetch(address: int, size: int, location: str, stream: int = 0) -> None:
         "cudaMemPrefetchAsync",
         ctypes.c_void_p(address),
         ctypes.c_size_t(size),
-        _location(location),
+        place(location),
         ctypes.c_uint(0),
         ctypes.c_void_p(stream),
     )
@@ -172,11 +266,17 @@ def range_attribute(address: int, size: int, attribute: str, count: int = 1) -> 
     return list(values)
 
 
+def pointer_attributes(address: int) -> PointerAttributes:
+    """What cudaPointerGetAttributes says."""
+    attributes = PointerAttributes()
+    call("cudaPointerGetAttributes", ctypes.byref(attributes), ctypes.c_void_p(address))
+    return attributes
+
+
 def pointer_type(address: int) -> str:
     """ "unregistered", "host", "device" or "managed"."""
-    attributes = _PointerAttributes()
-    call("cudaPointerGetAttributes", ctypes.byref(attributes), ctypes.c_void_p(address))
-    return ("unregistered", "host", "device", "managed")[int(attributes.type)]
+    kind = int(pointer_attributes(address).type)
+    return ("unregistered", "host", "device", "managed")[kind]
 
 
 def device_attribute(attribute: int, device: int = 0) -> int:

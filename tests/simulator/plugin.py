@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack
 
 import pytest
 
-from tests.simulator import CallLog, Completed, Simulator, run_script, sim
+from tests.simulator import CallLog, Completed, Simulator, cuda, run_script, sim
 from tests.simulator.calls import Fault
 
 
@@ -22,6 +22,26 @@ def simulator() -> Iterator[Simulator]:
     sim.reset()
     yield sim
     sim.reset()
+
+
+@pytest.fixture
+def nothing_left(simulator: Simulator) -> Iterator[None]:
+    """Fails a test that leaves memory, addresses or handles behind; starts it on device 0."""
+
+    def books() -> list[object]:
+        return [
+            *((simulator.live_allocations(i), simulator.hbm(i)) for i in range(simulator.devices)),
+            *(simulator.host_numa(node) for node in range(simulator.host_nodes)),
+            simulator.reserved_bytes(),
+        ]
+
+    cuda.call("cudaSetDevice", 0)
+    before = books()
+    yield
+    cuda.call("cudaSetDevice", 0)
+    cuda.last_error()
+    simulator.reset()
+    assert books() == before
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from contextlib import nullcontext, suppress
 import pytest
 import torch
 
-from tests.simulator import Simulator, cuda
+from tests.simulator import CallLog, Simulator, cuda
 
 pytestmark = pytest.mark.simulated
 
@@ -215,3 +215,32 @@ def test_other_thread_during_a_capture(mode: str, allowed: bool) -> None:
         thread.join()
     assert outcome == ["allocated" if allowed else "cudaErrorStreamCaptureUnsupported"]
     cuda.last_error()
+
+
+def test_hold_leaves_earlier_work_done(simulator: Simulator) -> None:
+    stream = torch.cuda.Stream()
+    event = stream.record_event()
+    simulator.hold(stream)
+    assert event.query()
+    assert stream.query()
+
+
+def test_log_says_which_stream_was_waited_for(call_log: CallLog) -> None:
+    first, second = torch.cuda.Stream(), torch.cuda.Stream()
+    event = first.record_event()
+    call_log.clear()
+    event.synchronize()
+    second.synchronize()
+    assert [(call.name, call.args["stream"]) for call in call_log] == [
+        ("cudaEventSynchronize", first.cuda_stream),
+        ("cudaStreamSynchronize", second.cuda_stream),
+    ]
+
+
+def test_question_whether_a_stream_captures_is_in_the_full_log(simulator: Simulator) -> None:
+    stream = torch.cuda.Stream()
+    status = ctypes.c_int()
+    with simulator.call_log(everything=True) as full:
+        handle = ctypes.c_void_p(stream.cuda_stream)
+        cuda.call("cudaStreamIsCapturing", handle, ctypes.byref(status))
+    assert full.of("cudaStreamIsCapturing")[0].args == {"stream": stream.cuda_stream}

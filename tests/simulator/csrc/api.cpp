@@ -84,7 +84,9 @@ void append(std::string& out, const Arg& arg) {
   out += '"';
   out += arg.key;
   out += "\": ";
-  if (arg.text) {
+  if (arg.json) {
+    out += arg.text;
+  } else if (arg.text) {
     out += '"';
     out += arg.text;
     out += '"';

@@ -20,6 +20,7 @@ struct Arg {
   const char* key = nullptr;
   long long number = 0;
   const char* text = nullptr;
+  bool json = false;
 
   Arg() = default;
   template <class T, std::enable_if_t<std::is_integral_v<T> || std::is_enum_v<T>, int> = 0>
@@ -29,6 +30,11 @@ struct Arg {
   static Arg of_text(const char* key, const char* text) {
     Arg arg(key, 0);
     arg.text = text;
+    return arg;
+  }
+  static Arg of_json(const char* key, const char* text) {
+    Arg arg = of_text(key, text);
+    arg.json = true;
     return arg;
   }
 };

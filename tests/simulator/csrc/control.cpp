@@ -8,6 +8,7 @@
 #include "managed.h"
 #include "memory.h"
 #include "streams.h"
+#include "vmm.h"
 
 namespace egm_sim {
 
@@ -60,6 +61,7 @@ int egm_sim_has_driver() { return machine().preset->has_driver ? 1 : 0; }
 const char* egm_sim_machine() { return machine().preset->name; }
 size_t egm_sim_host_bytes() { return machine().host_bytes; }
 size_t egm_sim_egm_bytes() { return machine().egm_bytes; }
+int egm_sim_host_nodes() { return machine().host_nodes; }
 int egm_sim_host_page_kib() { return machine().preset->host_page_kib; }
 
 int egm_sim_set_hbm(int device, size_t bytes) {
@@ -85,6 +87,36 @@ int egm_sim_hbm(int device, size_t out[4]) {
   out[2] = h.resident;
   out[3] = h.evicted;
   return 0;
+}
+
+// total, taken
+int egm_sim_host_numa(int node, size_t out[2]) {
+  Locked locked;
+  const HostNode* found = host_node(node);
+  if (!found) return -1;
+  out[0] = found->total;
+  out[1] = found->taken;
+  return 0;
+}
+int egm_sim_set_host_numa(int node, size_t bytes) {
+  Locked locked;
+  HostNode* found = host_node(node);
+  if (!found) return -1;
+  found->total = bytes;
+  return 0;
+}
+size_t egm_sim_reserved_bytes() {
+  Locked locked;
+  return reserved_bytes();
+}
+
+long egm_sim_unmapped_while_busy() {
+  Locked locked;
+  return unmapped_while_busy();
+}
+void egm_sim_forget_unmappings() {
+  Locked locked;
+  forget_unmappings();
 }
 
 // Bytes of managed memory in [address, address + size) that are at `where` (a device, -1 for the

@@ -87,7 +87,11 @@ int attribute(int which, int device) {
     case cudaDevAttrNumaId:
       return device_node(device);
     case cudaDevAttrHostNumaId:
-      return 0;
+      return host_node_of(device);
+    case CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED:
+      return machine().host_numa_vmm;
+    case cudaDevAttrCanUseHostPointerForRegisteredMem:
+      return machine().registered_at_host_address;
     case cudaDevAttrGpuOverlap:
     case cudaDevAttrCanMapHostMemory:
     case cudaDevAttrConcurrentKernels:
@@ -97,7 +101,6 @@ int attribute(int which, int device) {
     case cudaDevAttrLocalL1CacheSupported:
     case cudaDevAttrManagedMemory:
     case cudaDevAttrComputePreemptionSupported:
-    case cudaDevAttrCanUseHostPointerForRegisteredMem:
     case cudaDevAttrCooperativeLaunch:
     case cudaDevAttrHostRegisterSupported:
     case cudaDevAttrMemoryPoolsSupported:
@@ -106,7 +109,6 @@ int attribute(int which, int device) {
     case cudaDevAttrHostNumaMemoryPoolsSupported:
     case cudaDevAttrHostMemoryPoolsSupported:
     case CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED:
-    case CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED:
     case CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS_V1:
     case CU_DEVICE_ATTRIBUTE_CAN_USE_STREAM_WAIT_VALUE_NOR_V1:
       return 1;
@@ -149,7 +151,8 @@ void describe(cudaDeviceProp& p, int device) {
   p.hostNativeAtomicSupported = get(cudaDevAttrHostNativeAtomicSupported);
   p.pageableMemoryAccess = get(cudaDevAttrPageableMemoryAccess);
   p.concurrentManagedAccess = get(cudaDevAttrConcurrentManagedAccess);
-  p.computePreemptionSupported = p.canUseHostPointerForRegisteredMem = p.cooperativeLaunch = 1;
+  p.computePreemptionSupported = p.cooperativeLaunch = 1;
+  p.canUseHostPointerForRegisteredMem = get(cudaDevAttrCanUseHostPointerForRegisteredMem);
   p.sharedMemPerBlockOptin = get(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   p.pageableMemoryAccessUsesHostPageTables = get(cudaDevAttrPageableMemoryAccessUsesHostPageTables);
   p.directManagedMemAccessFromHost = get(cudaDevAttrDirectManagedMemAccessFromHost);

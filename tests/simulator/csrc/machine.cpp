@@ -1,6 +1,9 @@
 // Presets and the environment that chooses among them.
 #include "machine.h"
 
+#include <cuda.h>
+
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -53,7 +56,10 @@ Machine read_environment() {
   machine.hbm_bytes = static_cast<size_t>(number("EGM_SIM_HBM_GIB", preset.hbm_gib) * kGiB);
   machine.host_bytes = static_cast<size_t>(number("EGM_SIM_HOST_GIB", preset.host_gib) * kGiB);
   machine.egm_bytes = static_cast<size_t>(number("EGM_SIM_EGM_GIB", preset.egm_gib) * kGiB);
+  machine.host_nodes = std::max(1, static_cast<int>(number("EGM_SIM_HOST_NODES", 1)));
   machine.peer_access = number("EGM_SIM_PEER_ACCESS", 1) != 0;
+  machine.host_numa_vmm = number("EGM_SIM_HOST_NUMA_VMM", 1) != 0;
+  machine.registered_at_host_address = number("EGM_SIM_REGISTERED_AT_HOST_ADDRESS", 1) != 0;
   return machine;
 }
 
@@ -64,6 +70,27 @@ Machine& machine() {
   return instance;
 }
 
-int device_node(int device) { return machine().preset->hbm_is_node ? 1 + device : -1; }
+int device_node(int device) {
+  return machine().preset->hbm_is_node ? machine().host_nodes + device : -1;
+}
+
+int host_node_of(int device) {
+  return device * machine().host_nodes / std::max(1, machine().devices);
+}
+
+std::string location_text(int type, int id) {
+  switch (type) {
+    case CU_MEM_LOCATION_TYPE_DEVICE:
+      return "device:" + std::to_string(id);
+    case CU_MEM_LOCATION_TYPE_HOST:
+      return "host";
+    case CU_MEM_LOCATION_TYPE_HOST_NUMA:
+      return "host-numa:" + std::to_string(id);
+    case CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT:
+      return "host-numa-current";
+    default:
+      return "none";
+  }
+}
 
 }  // namespace egm_sim

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 
 namespace egm_sim {
 
@@ -40,7 +41,13 @@ struct Machine {
   size_t hbm_bytes;
   size_t host_bytes;
   size_t egm_bytes;
+  // NUMA nodes of CPUs, which host memory and the carve-out are spread over evenly.
+  int host_nodes;
   bool peer_access;
+  // Whether cuMemCreate can place memory on a host node.
+  bool host_numa_vmm;
+  // Whether devices reach registered memory at the CPU's own address.
+  bool registered_at_host_address;
 };
 
 // Read from the environment on first use.
@@ -48,6 +55,12 @@ Machine& machine();
 
 // The NUMA node that is this device's memory, or -1; CPU nodes come first.
 int device_node(int device);
+// The CPU node that a device is attached to.
+int host_node_of(int device);
+
+// "device:0", "host", "host-numa:1": how a location reads in the log. The runtime's and the
+// driver's types share their numbers.
+std::string location_text(int type, int id);
 
 bool device_exists(int device);
 // By cudaDeviceAttr or CUdevice_attribute, which share their numbers.

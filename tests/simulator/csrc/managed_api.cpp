@@ -8,20 +8,10 @@
 namespace egm_sim {
 namespace {
 
-// "device:0", "host", "host-numa:1": how a location reads in the log.
+static_assert(int{cudaMemLocationTypeHostNumaCurrent} ==
+              int{CU_MEM_LOCATION_TYPE_HOST_NUMA_CURRENT});
 std::string location_text(const cudaMemLocation& location) {
-  switch (location.type) {
-    case cudaMemLocationTypeDevice:
-      return "device:" + std::to_string(location.id);
-    case cudaMemLocationTypeHost:
-      return "host";
-    case cudaMemLocationTypeHostNuma:
-      return "host-numa:" + std::to_string(location.id);
-    case cudaMemLocationTypeHostNumaCurrent:
-      return "host-numa-current";
-    default:
-      return "none";
-  }
+  return egm_sim::location_text(location.type, location.id);
 }
 
 const char* advice_text(cudaMemoryAdvise advice) {

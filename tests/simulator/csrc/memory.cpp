@@ -44,8 +44,8 @@ void* map_aligned(const Piece& piece, size_t alignment) {
 Allocation::~Allocation() = default;
 
 const char* kind_name(Kind kind) {
-  constexpr const char* kNames[kKinds] = {"device", "managed",    "async",   "vmm",
-                                          "host",   "registered", "imported"};
+  constexpr const char* kNames[kKinds] = {"device",   "managed", "async",      "vmm",
+                                          "vmm-host", "host",    "registered", "imported"};
   return kNames[static_cast<int>(kind)];
 }
 
@@ -91,6 +91,16 @@ bool take_hbm(int device, size_t bytes) {
 
 void give_back_hbm(int device, size_t bytes) { hbm(device).taken -= bytes; }
 
+HostNode* host_node(int id) {
+  static std::vector<HostNode>* const all = [] {
+    const Machine& m = machine();
+    const size_t bytes = m.egm_bytes > 0 ? m.egm_bytes : m.host_bytes;
+    const auto count = static_cast<size_t>(m.host_nodes);
+    return new std::vector<HostNode>(count, HostNode{bytes / count, 0});
+  }();
+  return id >= 0 && id < machine().host_nodes ? &(*all)[id] : nullptr;
+}
+
 Allocation* enter_allocation(Kind kind, uintptr_t base, size_t size, int device) {
   static uint64_t next_id = 0;
   auto allocation = std::make_unique<Allocation>();
@@ -132,6 +142,14 @@ Allocation* allocation_of(const void* address) {
   return at - allocation->base < size ? allocation : nullptr;
 }
 
+Allocation* allocation_in(const void* address, size_t bytes) {
+  const auto next = table().lower_bound(reinterpret_cast<uintptr_t>(address));
+  if (next != table().end() && next->first - reinterpret_cast<uintptr_t>(address) < bytes) {
+    return next->second.get();
+  }
+  return allocation_of(address);
+}
+
 Allocation* allocation_at(const void* address) {
   const auto found = table().find(reinterpret_cast<uintptr_t>(address));
   return found == table().end() ? nullptr : found->second.get();
@@ -139,18 +157,32 @@ Allocation* allocation_at(const void* address) {
 
 const Table& allocations() { return table(); }
 
+void* seen_by_devices(const Allocation& allocation, const void* address) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(address);
+  const bool elsewhere = allocation.device_base != 0;
+  return reinterpret_cast<void*>(elsewhere ? allocation.device_base + (at - allocation.base) : at);
+}
+
 void zero_range(void* address, size_t bytes) {
   const Allocation* allocation = allocation_of(address);
+  if (allocation && allocation->piece.bytes > 0) {
+    zero_physical(address, bytes);
+  } else {
+    std::memset(address, 0, bytes);
+  }
+}
+
+void zero_physical(void* address, size_t bytes) {
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   const uintptr_t start = reinterpret_cast<uintptr_t>(address);
   const uintptr_t first = round_up(start, page);
   const uintptr_t last = (start + bytes) / page * page;
-  if (!allocation || allocation->piece.bytes == 0 || last <= first) {
+  // Takes the pages out of the file behind the mapping (madvise(2)).
+  if (last <= first || madvise(reinterpret_cast<void*>(first), last - first, MADV_REMOVE) != 0) {
     std::memset(address, 0, bytes);
     return;
   }
   std::memset(address, 0, first - start);
-  drop_piece({allocation->piece.offset + (first - allocation->base), last - first});
   std::memset(reinterpret_cast<void*>(last), 0, start + bytes - last);
 }
 

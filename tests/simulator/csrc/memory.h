@@ -17,8 +17,8 @@ namespace egm_sim {
 
 struct ManagedPages;
 
-enum class Kind { kDevice, kManaged, kAsync, kVmm, kHost, kRegistered, kImported };
-constexpr int kKinds = 7;
+enum class Kind { kDevice, kManaged, kAsync, kVmm, kVmmHost, kHost, kRegistered, kImported };
+constexpr int kKinds = 8;
 const char* kind_name(Kind kind);
 
 // A piece of physical memory.
@@ -36,6 +36,7 @@ struct Allocation {
   Piece piece;
   std::unique_ptr<ManagedPages> pages;  // of managed memory only
   unsigned flags = 0;
+  uintptr_t device_base = 0;  // where devices see it, if that is another address
   ~Allocation();
 };
 
@@ -57,6 +58,14 @@ Hbm& hbm(int device);
 bool take_hbm(int device, size_t bytes);
 void give_back_hbm(int device, size_t bytes);
 
+// Memory of one CPU node that cuMemCreate can take: the carve-out where there is one.
+struct HostNode {
+  size_t total = 0;
+  size_t taken = 0;
+};
+// nullptr if there is no such node.
+HostNode* host_node(int id);
+
 // A new allocation, mapped and on the books, or nullptr. HBM is not taken here.
 Allocation* map_allocation(Kind kind, size_t size, int device);
 // A book entry for memory that is somebody else's, or mapped elsewhere.
@@ -67,11 +76,17 @@ void forget_allocation(Allocation* allocation);
 
 // The allocation that contains an address, or nullptr.
 Allocation* allocation_of(const void* address);
+// Any allocation that shares bytes with a range, or nullptr.
+Allocation* allocation_in(const void* address, size_t bytes);
 // The allocation that starts there, or nullptr.
 Allocation* allocation_at(const void* address);
 const std::map<uintptr_t, std::unique_ptr<Allocation>>& allocations();
+// The address by which devices know a byte of it.
+void* seen_by_devices(const Allocation& allocation, const void* address);
 
 // Zeroes a range, giving whole pages of physical memory back instead of writing them.
 void zero_range(void* address, size_t bytes);
+// The same for a range that is known to be a mapping of physical memory.
+void zero_physical(void* address, size_t bytes);
 
 }  // namespace egm_sim

@@ -1,6 +1,4 @@
-// CUDA functions that allocate, free and describe memory, device and host.
-#include <sys/mman.h>
-
+// CUDA functions that allocate and free memory of devices, and those that describe any memory.
 #include "machine.h"
 #include "managed.h"
 #include "memory.h"
@@ -26,19 +24,6 @@ cudaError_t allocate_device(void** out, size_t size, Call& call) {
   *out = reinterpret_cast<void*>(allocation->base);
   call.note({"ptr", *out});
   return cudaSuccess;
-}
-
-cudaError_t allocate_host(const char* name, void** out, size_t size, unsigned flags) {
-  return api(name, kUnsafeInCapture, {{"size", size}, {"flags", flags}}, [&](Call& call) {
-    *out = nullptr;
-    if (size == 0) return cudaSuccess;
-    Allocation* allocation = map_allocation(Kind::kHost, size, current_device());
-    if (!allocation) return cudaErrorMemoryAllocation;
-    allocation->flags = flags;
-    *out = reinterpret_cast<void*>(allocation->base);
-    call.note({"ptr", *out});
-    return cudaSuccess;
-  });
 }
 
 cudaError_t free_device(void* ptr) {
@@ -68,6 +53,7 @@ cudaMemoryType type_of(const Allocation& allocation) {
       return cudaMemoryTypeManaged;
     case Kind::kHost:
     case Kind::kRegistered:
+    case Kind::kVmmHost:
       return cudaMemoryTypeHost;
     default:
       return cudaMemoryTypeDevice;
@@ -87,7 +73,7 @@ void describe(cudaPointerAttributes& out, const void* ptr) {
   }
   out.type = type_of(*allocation);
   out.device = allocation->device;
-  out.devicePointer = address;
+  out.devicePointer = seen_by_devices(*allocation, ptr);
   if (out.type != cudaMemoryTypeDevice) out.hostPointer = address;
 }
 
@@ -104,7 +90,10 @@ CUresult pointer_attribute(void* data, CUpointer_attribute which, const void* pt
           type == cudaMemoryTypeHost ? CU_MEMORYTYPE_HOST : CU_MEMORYTYPE_DEVICE;
       return CUDA_SUCCESS;
     case CU_POINTER_ATTRIBUTE_DEVICE_POINTER:
+      *static_cast<void**>(data) = seen_by_devices(*allocation, ptr);
+      return CUDA_SUCCESS;
     case CU_POINTER_ATTRIBUTE_HOST_POINTER:
+      if (type == cudaMemoryTypeDevice) return CUDA_ERROR_INVALID_VALUE;
       *static_cast<const void**>(data) = ptr;
       return CUDA_SUCCESS;
     case CU_POINTER_ATTRIBUTE_BUFFER_ID:
@@ -158,65 +147,6 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
     const size_t used = h.taken + h.resident;
     *free = used < h.capacity ? h.capacity - used : 0;
     *total = h.capacity;
-    return cudaSuccess;
-  });
-}
-
-cudaError_t cudaHostAlloc(void** out, size_t size, unsigned flags) {
-  return allocate_host("cudaHostAlloc", out, size, flags);
-}
-
-cudaError_t cudaMallocHost(void** out, size_t size) {
-  return allocate_host("cudaMallocHost", out, size, 0);
-}
-
-cudaError_t cudaFreeHost(void* ptr) {
-  return api("cudaFreeHost", kUnsafeInCapture, {{"ptr", ptr}}, [&](Call&) {
-    if (!ptr) return cudaSuccess;
-    Allocation* allocation = allocation_at(ptr);
-    if (!allocation || allocation->kind != Kind::kHost) return cudaErrorInvalidValue;
-    for (int device = 0; device < machine().devices; ++device) complete_device(device);
-    unmap_allocation(allocation);
-    return cudaSuccess;
-  });
-}
-
-cudaError_t cudaHostRegister(void* ptr, size_t size, unsigned flags) {
-  return api("cudaHostRegister", kUnsafeInCapture, {{"ptr", ptr}, {"size", size}, {"flags", flags}},
-             [&](Call&) {
-               if (!ptr || size == 0) return cudaErrorInvalidValue;
-               if (allocation_of(ptr)) return cudaErrorHostMemoryAlreadyRegistered;
-               enter_allocation(Kind::kRegistered, reinterpret_cast<uintptr_t>(ptr), size,
-                                current_device())
-                   ->flags = flags;
-               return cudaSuccess;
-             });
-}
-
-cudaError_t cudaHostUnregister(void* ptr) {
-  return api("cudaHostUnregister", kUnsafeInCapture, {{"ptr", ptr}}, [&](Call&) {
-    Allocation* allocation = allocation_at(ptr);
-    if (!allocation || allocation->kind != Kind::kRegistered) {
-      return cudaErrorHostMemoryNotRegistered;
-    }
-    forget_allocation(allocation);
-    return cudaSuccess;
-  });
-}
-
-cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
-  return api("cudaHostGetDevicePointer", kPlain, {{"ptr", host}}, [&](Call&) {
-    if (!allocation_of(host)) return cudaErrorInvalidValue;
-    *device = host;
-    return cudaSuccess;
-  });
-}
-
-cudaError_t cudaHostGetFlags(unsigned* flags, void* host) {
-  return api("cudaHostGetFlags", kPlain, {{"ptr", host}}, [&](Call&) {
-    const Allocation* allocation = allocation_of(host);
-    if (!allocation) return cudaErrorInvalidValue;
-    *flags = allocation->flags;
     return cudaSuccess;
   });
 }

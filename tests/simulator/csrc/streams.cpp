@@ -17,6 +17,7 @@ struct Work {
   std::vector<Stream*> legacy;      // one a device
   std::vector<Stream*> per_thread;  // one a device; threads share it
   bool hold_all = false;
+  long unmapped_while_busy = 0;
   uint64_t next_id = 0;
 };
 
@@ -63,6 +64,11 @@ void Timeline::complete(uint64_t ticket) {
   for (const Wait& wait : due) wait.other->complete(wait.ticket);
 }
 
+void Timeline::hold(bool on) {
+  if (on && !held_) done(submitted_);
+  held_ = on;
+}
+
 long this_thread() {
   thread_local const long id = syscall(SYS_gettid);
   return id;
@@ -100,6 +106,17 @@ void complete_device(int device) {
     if (stream->device == device) stream->timeline->complete(stream->timeline->submitted());
   }
 }
+
+void note_unmapping() {
+  const auto busy = [](Stream* stream) {
+    return !stream->timeline->done(stream->timeline->submitted());
+  };
+  Work& w = work();
+  if (std::any_of(w.streams.begin(), w.streams.end(), busy)) ++w.unmapped_while_busy;
+}
+
+long unmapped_while_busy() { return work().unmapped_while_busy; }
+void forget_unmappings() { work().unmapped_while_busy = 0; }
 
 bool hold_stream(cudaStream_t handle, bool all, bool on) {
   if (!all) {

@@ -26,7 +26,8 @@ class Timeline {
   bool done(uint64_t ticket);
   // Somebody waits for it: everything up to the ticket is done.
   void complete(uint64_t ticket);
-  void hold(bool on) { held_ = on; }
+  // Holds what is submitted from now on; what was before is done.
+  void hold(bool on);
 
  private:
   struct Wait {
@@ -85,6 +86,7 @@ struct Event {
   unsigned flags = 0;
   bool recorded = false;
   std::shared_ptr<Timeline> timeline;
+  cudaStream_t stream = nullptr;  // of the last record
   uint64_t ticket = 0;
   std::chrono::steady_clock::time_point when;
   std::shared_ptr<Capture> capture;
@@ -99,6 +101,11 @@ Stream* create_stream(int device, unsigned flags, int priority);
 void destroy_stream(Stream* stream);
 Event* find_event(cudaEvent_t handle);
 void complete_device(int device);
+// Memory went away from devices without a wait of CUDA's own: counts it if a stream has work
+// pending.
+void note_unmapping();
+long unmapped_while_busy();
+void forget_unmappings();
 // A handle of nullptr with `all` means every stream, present and future.
 bool hold_stream(cudaStream_t handle, bool all, bool on);
 

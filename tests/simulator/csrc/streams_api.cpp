@@ -40,6 +40,7 @@ cudaError_t record(cudaEvent_t handle, cudaStream_t stream_handle, unsigned flag
   event->capture.reset();
   event->recorded = true;
   event->timeline = stream->timeline;
+  event->stream = stream_handle;
   event->ticket = stream->timeline->submit();
   event->when = std::chrono::steady_clock::now();
   return cudaSuccess;
@@ -91,9 +92,11 @@ cudaError_t refuse_query(const std::shared_ptr<Capture>& capture, cudaError_t er
 
 template <class Body>
 cudaError_t on_event(const char* name, unsigned traits, cudaEvent_t handle, Body body) {
-  return api(name, traits, {{"event", handle}}, [&](Call&) -> cudaError_t {
+  return api(name, traits, {{"event", handle}}, [&](Call& call) -> cudaError_t {
     Event* event = find_event(handle);
-    return event ? body(*event) : cudaErrorInvalidResourceHandle;
+    if (!event) return cudaErrorInvalidResourceHandle;
+    if (event->timeline) call.note({"stream", event->stream});
+    return body(*event);
   });
 }
 
