@@ -23,7 +23,7 @@ pytestmark = pytest.mark.simulated
 
 def test_memory_fraction_binds_hbm_and_not_the_extended_tier() -> None:
     hbm = torch.cuda.get_device_properties(0).total_memory
-    egm_alloc.enable(threshold_gib=2)
+    egm_alloc.enable(threshold_gib=2, spill=False)
     torch.cuda.set_per_process_memory_fraction(0.25)
     try:
         large = block(hbm // 2)  # more than the fraction, and not in HBM
@@ -42,7 +42,7 @@ def test_memory_fraction_binds_hbm_and_not_the_extended_tier() -> None:
 
 
 def test_memory_fraction_binds_again_after_a_failed_diversion() -> None:
-    egm_alloc.enable(threshold_gib=2, limit_gib=100)
+    egm_alloc.enable(threshold_gib=2, limit_gib=100, spill=False)
     torch.cuda.set_per_process_memory_fraction(0.25)
     try:
         with sim.fail_call("cudaMallocManaged", error="cudaErrorMemoryAllocation", times=-1):
@@ -55,7 +55,7 @@ def test_memory_fraction_binds_again_after_a_failed_diversion() -> None:
 
 
 def test_memory_fraction_counts_extended_device_memory_as_hbm() -> None:
-    egm_alloc.enable(threshold_gib=1, backing="device")
+    egm_alloc.enable(threshold_gib=1, backing="device", spill=False)
     torch.cuda.set_per_process_memory_fraction(0.25)
     try:
         with pytest.raises(torch.cuda.OutOfMemoryError):

@@ -100,10 +100,11 @@ def test_hbm_request_gets_memory_cached_by_extended_device_segments() -> None:
     egm_alloc.enable(threshold_gib=4, backing="device")
     hbm = torch.cuda.get_device_properties(0).total_memory
     cached = block(hbm - 2 * GIB)
-    assert tier(cached) == "extended"
+    assert egm_alloc.info(cached).backing == "device"
     del cached
     fits_only_without_it = block(3 * GIB)
     assert tier(fits_only_without_it) == "device"
+    assert egm_alloc.info(fits_only_without_it).backing is None
 
 
 def test_hbm_request_beside_a_diversion_may_use_the_cache() -> None:
@@ -127,7 +128,7 @@ def test_genuine_out_of_memory_in_hbm_is_torchs_own(diverted: bool) -> None:
     egm_alloc.enable(threshold_gib=1)
     if diverted:
         block(GIB)
-    egm_alloc.enable(threshold_gib=1 << 20)
+    egm_alloc.enable(threshold_gib=1 << 20, spill=False)
     hbm = torch.cuda.get_device_properties(0).total_memory
     announced: list[tuple[int, ...]] = []
     torch._C._cuda_attach_out_of_memory_observer(  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@
 
 #include "checks.h"
 #include "core/config.h"
+#include "core/host_range.h"
 #include "core/ledger.h"
 #include "core/page_nodes.h"
 #include "core/placement.h"
@@ -36,7 +37,9 @@ void sums_and_differences_stop_at_the_ends() {
 
 void names_round_trip_and_say_what_is_allowed() {
   expect(parse_mode(to_string(Mode::kManaged)) == Mode::kManaged, "mode round trip");
-  expect(parse_backing(to_string(BackingKind::kDevice)) == BackingKind::kDevice, "backing");
+  for (const auto backing : kAllBackings) {
+    expect(parse_backing(to_string(backing)) == backing, to_string(backing));
+  }
   expect(message_of([] { parse_mode("fast"); }) == "mode is 'fast'; allowed: 'tiered', 'managed'",
          "unknown mode names argument, value and what is allowed");
   expect(message_of([] { parse_location("accessed_by", "moon"); }) ==
@@ -46,12 +49,12 @@ void names_round_trip_and_say_what_is_allowed() {
 
 void tiered_places_from_the_threshold_up() {
   const Config config;
-  expect(!place({gib(2) - Bytes(1), 0}, config), "just below the threshold stays in HBM");
-  const auto placement = place({gib(2), 0}, config);
+  expect(!place({gib(2) - Bytes(1), 0}, config, nullptr), "just below the threshold stays in HBM");
+  const auto placement = place({gib(2), 0}, config, nullptr);
   expect(placement.has_value(), "at the threshold is extended");
   expect(placement && placement->backing == BackingKind::kManaged, "managed by default");
   expect(placement && !placement->prefetch, "large is not prefetched");
-  expect(!place({Bytes(0), 0}, config), "nothing stays nothing");
+  expect(!place({Bytes(0), 0}, config, nullptr), "nothing stays nothing");
   expect(smallest_extended(config) == gib(2), "smallest");
 }
 
@@ -59,11 +62,11 @@ void managed_places_everything_and_prefetches_below_the_threshold() {
   Config config;
   config.mode = Mode::kManaged;
   config.threshold = mib(16);
-  expect(place({Bytes(1), 0}, config)->prefetch, "one byte is prefetched");
-  expect(place({mib(16) - Bytes(1), 0}, config)->prefetch, "strictly less is prefetched");
-  expect(!place({mib(16), 0}, config)->prefetch, "the threshold itself is not");
+  expect(place({Bytes(1), 0}, config, nullptr)->prefetch, "one byte is prefetched");
+  expect(place({mib(16) - Bytes(1), 0}, config, nullptr)->prefetch, "strictly less is prefetched");
+  expect(!place({mib(16), 0}, config, nullptr)->prefetch, "the threshold itself is not");
   config.prefetch = false;
-  expect(!place({Bytes(1), 0}, config)->prefetch, "prefetch off");
+  expect(!place({Bytes(1), 0}, config, nullptr)->prefetch, "prefetch off");
   expect(smallest_extended(config) == Bytes(1), "smallest");
 }
 
@@ -71,8 +74,8 @@ void only_chosen_devices_are_acted_on() {
   Config config;
   config.devices.emplace();
   config.devices->set(1);
-  expect(!place({gib(3), 0}, config), "device 0 is left alone");
-  expect(place({gib(3), 1}, config).has_value(), "device 1 is not");
+  expect(!place({gib(3), 0}, config, nullptr), "device 0 is left alone");
+  expect(place({gib(3), 1}, config, nullptr).has_value(), "device 1 is not");
 }
 
 void device_backing_ignores_advice() {
@@ -80,7 +83,53 @@ void device_backing_ignores_advice() {
   one.backing = BackingKind::kDevice;
   Config other = one;
   other.advice.preferred_location.reset();
-  expect(*place({gib(3), 0}, one) == *place({gib(3), 0}, other), "one placement, one set of pools");
+  expect(*place({gib(3), 0}, one, nullptr) == *place({gib(3), 0}, other, nullptr), "one placement, one set of pools");
+}
+
+void scope_decides_before_the_configuration() {
+  Config config;
+  config.devices.emplace();  // acts on no device: what a block of code asks for is done all the same
+  PlaceScope scope{BackingKind::kPinned, 0, 7, mib(1)};
+  const auto placed = place({mib(1), 0}, config, &scope);
+  expect(placed && placed->backing == BackingKind::kPinned && placed->tag == 7, "scope's backing");
+  expect(!place({mib(1) - Bytes(1), 0}, config, &scope), "smaller is placed as without a scope");
+  config.devices.reset();
+  expect(place({gib(2), 0}, config, &scope)->backing == BackingKind::kPinned, "large too");
+  scope.min_bytes = Bytes(0);
+  expect(!place({Bytes(0), 0}, config, &scope), "nothing stays nothing");
+  config.mode = Mode::kManaged;
+  scope.backing = BackingKind::kDevice;
+  expect(place({mib(1), 0}, config, &scope)->backing == BackingKind::kDevice, "mode managed too");
+  expect(!place({mib(1), 0}, config, &scope)->prefetch, "only managed memory is prefetched");
+}
+
+void split_pools_are_for_one_size_and_fraction() {
+  Config config;
+  config.backing = BackingKind::kSplit;
+  config.device_fraction = 0.25;
+  const auto placement = *place({gib(3), 0}, config, nullptr);
+  expect(placement.device_fraction == 0.25, "the configuration's fraction");
+  expect(!(placement == *place({gib(4), 0}, config, nullptr)), "another size");
+  expect(placement == *place({gib(3), 0}, config, nullptr), "the same again");
+  config.device_fraction = 0.5;
+  expect(!(placement == *place({gib(3), 0}, config, nullptr)), "another fraction");
+  expect(device_share(mib(8), 0.25) == mib(2), "the device's share");
+  expect(host_share(mib(8), placement) == mib(6), "and the host's");
+}
+
+void spill_goes_to_host_memory() {
+  Config config;
+  for (const auto backing : kAllBackings) {
+    config.backing = backing;
+    const auto spill = spill_placement({mib(1), 0}, config);
+    const auto expected = backing == BackingKind::kNuma ? backing : BackingKind::kPinned;
+    expect(spill && spill->backing == expected && spill->spilled, to_string(backing));
+  }
+  config.devices.emplace();
+  expect(!spill_placement({mib(1), 0}, config), "not on a device that is left alone");
+  config.devices.reset();
+  config.spill = false;
+  expect(!spill_placement({mib(1), 0}, config), "switched off");
 }
 
 void size_classes_are_powers_of_two_of_a_gib() {
@@ -102,7 +151,7 @@ void ledger_invariants(unsigned seed) {
   const Bytes limit = mib(64);
   for (int step = 0; step < 2000; ++step) {
     if (random() % 2 == 0 || live.empty()) {
-      const Live one{random() % 2 ? BackingKind::kManaged : BackingKind::kDevice,
+      const Live one{kAllBackings[random() % kAllBackings.size()],
                      Bytes(random() % (16ULL << 20))};
       const bool fits = expected + one.size <= limit;
       expect(ledger.try_reserve(0, one.backing, one.size, limit) == fits, "limit decides");
@@ -122,7 +171,7 @@ void ledger_invariants(unsigned seed) {
     }
     if (random() % 50 == 0) ledger.reset_peaks(0);
     uint64_t segments = 0;
-    for (const auto backing : {BackingKind::kManaged, BackingKind::kDevice}) {
+    for (const auto backing : kAllBackings) {
       const auto c = ledger.counters(0, backing);
       segments += c.segments;
       expect(c.segment_allocs - c.segment_frees == c.segments, "allocs - frees = segments");
@@ -148,6 +197,27 @@ void segments_are_found_by_any_address_within() {
   expect(!table.take(at(0x10000)), "not twice");
 }
 
+void host_range_is_aligned_populated_and_given_back() {
+  const Bytes size = mib(5) + Bytes(1);
+  HostRange range(size);
+  const auto address = reinterpret_cast<uintptr_t>(range.base());
+  expect(address % huge_page_size().count() == 0, "aligned to a huge page");
+  const auto on_nodes = [&] {
+    Bytes sum;
+    for (const auto& [node, bytes] : page_nodes(range.base(), size).by_node) sum = sum + bytes;
+    return sum;
+  };
+  expect(on_nodes() == Bytes(0), "no memory before it is populated");
+  range.prefer_node(0);
+  range.populate();
+  expect(on_nodes() >= size, "all of it is backed");
+  expect(!range.prefer_node(-1) && !range.prefer_node(1 << 20), "no such node");
+  void* const base = range.leave();
+  expect(base != nullptr && range.base() == nullptr, "left to the caller");
+  free_host_range(base, size);
+  expect(usable_cores() >= 1, "at least one core");
+}
+
 void pages_are_reported_where_the_kernel_has_them() {
   std::string touched(1 << 20, 'x');
   const auto nodes = page_nodes(touched.data(), Bytes(touched.size()));
@@ -165,9 +235,13 @@ int main() {
   managed_places_everything_and_prefetches_below_the_threshold();
   only_chosen_devices_are_acted_on();
   device_backing_ignores_advice();
+  scope_decides_before_the_configuration();
+  split_pools_are_for_one_size_and_fraction();
+  spill_goes_to_host_memory();
   size_classes_are_powers_of_two_of_a_gib();
   for (unsigned seed = 0; seed < 20; ++seed) ledger_invariants(seed);
   segments_are_found_by_any_address_within();
+  host_range_is_aligned_populated_and_given_back();
   pages_are_reported_where_the_kernel_has_them();
   return exit_status();
 }

@@ -54,4 +54,13 @@ BAD_VALUES: list[tuple[str, object, type[Exception]]] = [
     ("prefetch", 1, TypeError),
     ("prefetch", "true", TypeError),
     ("prefetch", None, TypeError),
+    ("device_fraction", -0.01, ValueError),
+    ("device_fraction", 1.01, ValueError),
+    ("device_fraction", float("nan"), ValueError),
+    ("device_fraction", True, TypeError),
+    ("device_fraction", "0.5", TypeError),
+    ("device_fraction", None, TypeError),
+    ("spill", 0, TypeError),
+    ("spill", "yes", TypeError),
+    ("spill", None, TypeError),
 ]

@@ -29,6 +29,8 @@ def test_defaults_are_the_documented_ones() -> None:
         "accessed_by": ("host",),
         "prefetch": True,
         "limit_gib": None,
+        "device_fraction": 0.5,
+        "spill": True,
     }
 
 
