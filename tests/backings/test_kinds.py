@@ -1,0 +1,180 @@
+"""What is particular to one backing, on the simulated device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import egm_alloc
+from tests.allocator.conftest import GIB, MIB, block
+from tests.backings.conftest import counters, held_by_device, make, pattern
+from tests.simulator import run_script, sim
+
+pytestmark = [pytest.mark.simulated, pytest.mark.usefixtures("initialised")]
+
+ON_DEVICE, ON_HOST_NODE = 1, 3  # CUmemLocationType
+
+
+@pytest.mark.parametrize(
+    ("fraction", "chunks_in_hbm"), [(0, 0), (0.25, 4), (0.3, 4), (0.5, 8), (0.99, 15), (1, 16)]
+)
+def test_split_head_is_in_hbm_by_its_fraction(fraction: float, chunks_in_hbm: int) -> None:
+    before = sim.hbm(0)["taken"]
+    with sim.call_log() as log:
+        tensor = make(32 * MIB, "split", fraction=fraction)
+    places = [call.args["location_type"] for call in log.of("cuMemCreate")]
+    assert places == sorted(places)  # HBM, the scarcer, first
+    assert places.count(ON_DEVICE) == chunks_in_hbm
+    assert len(places) == 16
+    mapped = [call.args["ptr"] for call in log.of("cuMemMap")]
+    assert mapped == [tensor.data_ptr() + 2 * MIB * chunk for chunk in range(16)]
+    assert egm_alloc.info(tensor).on_device_bytes == chunks_in_hbm * 2 * MIB
+    assert sim.hbm(0)["taken"] - before == chunks_in_hbm * 2 * MIB
+
+
+def test_split_all_in_hbm_ends_in_hbm_whatever_the_size() -> None:
+    # Beyond 2 GiB chunks are larger than torch's rounding of segments, so the last is not full.
+    nbytes = 2 * GIB + 2 * MIB
+    tensor = make(nbytes, "split", fraction=1)
+    found = egm_alloc.info(tensor).on_device_bytes
+    assert found is not None
+    assert found >= nbytes
+
+
+def test_split_needs_no_memory_of_the_host_for_what_is_all_in_hbm() -> None:
+    sim.set_host_numa_gib(0)
+    assert egm_alloc.info(make(32 * MIB, "split", fraction=1)).on_device_bytes == 32 * MIB
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="cuMemCreate"):
+        make(32 * MIB, "split", fraction=0.5)
+
+
+def test_split_memory_is_reused_for_the_same_size_and_fraction_only() -> None:
+    first = make(32 * MIB, "split", fraction=0.5).data_ptr()
+    others = [
+        make(32 * MIB, "split", fraction=0.25),
+        make(28 * MIB, "split", fraction=0.5),
+        make(32 * MIB - 1, "split", fraction=0.5),
+        make(34 * MIB, "split", fraction=0.5),
+    ]
+    assert first not in {tensor.data_ptr() for tensor in others}
+    assert make(32 * MIB, "split", fraction=0.5).data_ptr() == first
+
+
+def test_split_fraction_is_the_configurations_unless_given() -> None:
+    egm_alloc.enable(device_fraction=0.75)
+    assert egm_alloc.info(make(32 * MIB, "split")).on_device_bytes == 24 * MIB
+    assert egm_alloc.info(make(32 * MIB, "split", fraction=0.25)).on_device_bytes == 8 * MIB
+
+
+def test_split_gets_hbm_that_torch_has_cached() -> None:
+    sim.set_hbm_gib(0.25)
+    cached = block(200 * MIB)
+    del cached
+    tensor = make(128 * MIB, "split", fraction=1)
+    assert egm_alloc.info(tensor).on_device_bytes == 128 * MIB
+
+
+def test_numa_gets_memory_of_the_host_that_another_device_has_cached() -> None:
+    sim.set_host_numa_gib(0.0625)
+    cached = make(48 * MIB, "numa", device=1)
+    del cached
+    assert make(48 * MIB, "numa", device=0).numel() == 48 * MIB
+
+
+def test_numa_memory_is_on_the_hosts_node_and_takes_no_hbm() -> None:
+    before, host = sim.hbm(0)["taken"], sim.host_numa(0)["taken"]
+    with sim.call_log() as log:
+        tensor = make(33 * MIB, "numa")
+    assert {call.args["location_type"] for call in log.of("cuMemCreate")} == {ON_HOST_NODE}
+    assert sim.hbm(0)["taken"] == before
+    assert sim.host_numa(0)["taken"] - host == 34 * MIB
+    assert egm_alloc.info(tensor).on_device_bytes == 0
+
+
+def test_numa_memory_is_next_to_its_device() -> None:
+    script = """
+import egm_alloc
+from tests.backings.conftest import make
+from tests.simulator import sim
+egm_alloc.enable()
+tensor = make(32 << 20, "numa", device=1)
+print([sim.host_numa(node)["taken"] >> 20 for node in range(sim.host_nodes)])
+"""
+    ran = run_script(script, devices=2, env={"EGM_SIM_HOST_NODES": "2"})
+    assert ran.stdout.splitlines()[-1] == "[0, 32]"
+
+
+def test_numa_memory_beyond_the_node_is_torchs_error_and_leaves_nothing() -> None:
+    sim.set_host_numa_gib(32 / 1024)
+    before = held_by_device()
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="cuMemCreate"):
+        make(48 * MIB, "numa")
+    assert held_by_device() == before
+    assert make(16 * MIB, "numa").numel() == 16 * MIB
+
+
+def test_pinned_memory_is_populated_registered_for_all_devices_and_takes_no_hbm() -> None:
+    before = sim.hbm(0)["taken"]
+    with sim.call_log() as log:
+        tensor = make(33 * MIB, "pinned")
+    (registered,) = log.of("cudaHostRegister")
+    portable_and_mapped = 1 | 2
+    assert registered.args["flags"] == portable_and_mapped
+    assert registered.args["size"] == 34 * MIB
+    assert sim.hbm(0)["taken"] == before
+    assert egm_alloc.residency(tensor).host_bytes >= 33 * MIB  # though nobody has touched it
+
+
+def test_pinned_memory_goes_back_to_the_kernel() -> None:
+    tensor = make(33 * MIB, "pinned")
+    address = tensor.data_ptr()
+
+    def is_mapped() -> bool:
+        with open("/proc/self/maps") as maps:
+            ranges = [line.split(maxsplit=1)[0].split("-") for line in maps]
+        return any(int(first, 16) <= address < int(end, 16) for first, end in ranges)
+
+    assert is_mapped()
+    del tensor
+    torch.cuda.empty_cache()
+    assert not is_mapped()
+
+
+@pytest.mark.parametrize(
+    ("variable", "refused", "served"),
+    [
+        ("EGM_SIM_HOST_NUMA_VMM", ("numa", "split"), ("managed", "device", "pinned")),
+        ("EGM_SIM_REGISTERED_AT_HOST_ADDRESS", ("pinned",), ("managed", "numa", "split")),
+    ],
+)
+def test_backing_that_a_machine_lacks_is_refused_by_name_of_another(
+    variable: str, refused: tuple[str, ...], served: tuple[str, ...]
+) -> None:
+    script = f"""
+import torch, egm_alloc
+from tests.backings.conftest import make
+egm_alloc.enable()
+for backing in {refused}:
+    try:
+        make(32 << 20, backing)
+    except torch.cuda.OutOfMemoryError as error:
+        assert "use the backing" in str(error), error
+    else:
+        raise AssertionError(backing)
+    assert egm_alloc.stats().extended[backing].reserved_bytes == 0
+for backing in {served}:
+    make(32 << 20, backing)
+if "split" in {refused}:
+    assert egm_alloc.info(make(32 << 20, "split", fraction=1)).on_device_bytes == 32 << 20
+print("done")
+"""
+    assert "done" in run_script(script, env={variable: "0"}).stdout
+
+
+@pytest.mark.parametrize("backing", ["numa", "split"])
+def test_mapped_memory_is_copied_within_a_device_too(backing: str) -> None:
+    one, other = make(12 * MIB, backing), make(14 * MIB, backing)
+    one.copy_(pattern(12 * MIB, 3))
+    other[: 12 * MIB].copy_(one)
+    assert torch.equal(other[: 12 * MIB].cpu(), pattern(12 * MIB, 3))
+    assert counters(backing).segments == 2
