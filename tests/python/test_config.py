@@ -31,6 +31,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "limit_gib": None,
         "device_fraction": 0.5,
         "spill": True,
+        "host_reserve_gib": None,
     }
 
 

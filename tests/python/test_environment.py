@@ -41,6 +41,8 @@ def test_silent_environment_means_the_defaults() -> None:
         ("PREFETCH", "0", Config(prefetch=False)),
         ("PREFETCH", "True", Config()),
         ("LIMIT_GIB", "12.5", Config(limit_gib=12.5)),
+        ("HOST_RESERVE_GIB", "0", Config(host_reserve_gib=0)),
+        ("HOST_RESERVE_GIB", "none", Config(host_reserve_gib=None)),
         ("LIMIT_GIB", "none", Config()),
     ],
 )
