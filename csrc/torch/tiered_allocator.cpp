@@ -171,6 +171,10 @@ size_t TieredAllocator::may_open_below(const Device& own, const Request& request
   return may && request.size < below ? below.count() : 0;
 }
 
+bool TieredAllocator::exceeds_limit(const Device& own, Bytes segment, const Config& config) {
+  return config.limit && state().ledger.reserved(own.index) + segment > *config.limit;
+}
+
 void TieredAllocator::after_open_miss(const Diversion& diversion) {
   {
     Device& own = device(static_cast<c10::DeviceIndex>(diversion.claimed_on));
@@ -232,11 +236,24 @@ TieredAllocator::Answer<AskNative> TieredAllocator::serve_from_hbm(
       ++device(static_cast<c10::DeviceIndex>(request.device)).quiet_failures;
     }
   }
-  auto served = divert(thread, request, stream, config, *spill, ask_native);
-  state().ledger.spilled(request.device, spill->backing);
-  holds_spilled_ = true;
-  warn_of_spill(request, spill->backing);
-  return served;
+  std::string why_not;
+  try {
+    auto served = divert(thread, request, stream, config, *spill, ask_native);
+    state().ledger.spilled(request.device, spill->backing);
+    holds_spilled_ = true;
+    warn_of_spill(request, spill->backing);
+    return served;
+  } catch (const c10::OutOfMemoryError& error) {
+    why_not = error.what_without_backtrace();
+  }
+  // Nobody has it: torch's own error, which counts and is announced.
+  GateScope gate(device(static_cast<c10::DeviceIndex>(request.device)).gate, thread);
+  try {
+    return ask_native();
+  } catch (c10::OutOfMemoryError& error) {
+    error.add_context("egm_alloc could not spill it: " + why_not);
+    throw;
+  }
 }
 
 template <typename AskNative>
@@ -255,7 +272,9 @@ TieredAllocator::Answer<AskNative> TieredAllocator::divert(
   for (bool last_try = false;; last_try = true) {
     Diversion diversion;
     diversion.stream = stream_of(index, stream);
-    if (is_slow_to_bring_up(placement.backing)) bring_up(own, request, placement, diversion);
+    if (is_slow_to_bring_up(placement.backing)) {
+      bring_up(own, request, config, placement, diversion);
+    }
     try {
       auto served = [&] {
         GateScope gate(own.gate, thread);
@@ -296,9 +315,8 @@ TieredAllocator::Answer<AskNative> TieredAllocator::record_and_ask(
     process_pending_events(used_stream);
   }
   Pool* pool = &own.pools.live(placement, request.size);
-  if (config.limit &&
-      state().ledger.reserved(own.index) + segment_size(request.size) > *config.limit &&
-      diversion.ready == nullptr && !own.pools.has_cached(*pool, request.size, used_stream)) {
+  if (exceeds_limit(own, segment_size(request.size), config) && diversion.ready == nullptr &&
+      !own.pools.has_cached(*pool, request.size, used_stream)) {
     // Before torch is asked: it would count the failure and announce it to observers.
     give_back_cached(own);
     pool = &own.pools.live(placement, request.size);
@@ -318,21 +336,25 @@ TieredAllocator::Answer<AskNative> TieredAllocator::record_and_ask(
 
 // Before the gate and torch's lock, under which it would hold up every other thread. If it cannot
 // be had, what is cached is given back for it; then it is out of memory, before torch is asked.
-void TieredAllocator::bring_up(Device& own, const Request& request, const Placement& placement,
-                               Diversion& diversion) {
+void TieredAllocator::bring_up(Device& own, const Request& request, const Config& config,
+                               const Placement& placement, Diversion& diversion) {
+  const Request segment{segment_size(request.size), request.device, diversion.stream};
   {
     GateScope gate(own.gate);
     const Pool& pool = own.pools.live(placement, request.size);
     const auto stream = static_cast<cudaStream_t>(diversion.stream);
     if (own.pools.has_cached(pool, request.size, stream)) return;
+    // Before it is tried: only what is not served counts as refused.
+    if (exceeds_limit(own, segment.size, config)) give_back_cached(own);
   }
-  const Request segment{segment_size(request.size), request.device, diversion.stream};
   try {
     diversion.ready = std::make_unique<ReadySegment>(segment, placement);
     return;
+  } catch (const LimitExceeded& error) {
+    TORCH_CHECK_WITH(OutOfMemoryError, false, describe_tiers(own.index, error.what()));
   } catch (const std::runtime_error&) {
-    GateScope gate(own.gate);
-    give_back_cached(own);
+    // HBM may be cached by torch too, and memory of the host by any device.
+    emptyCache();
   }
   try {
     diversion.ready = std::make_unique<ReadySegment>(segment, placement);
@@ -346,6 +368,8 @@ void TieredAllocator::bring_up(Device& own, const Request& request, const Placem
 void TieredAllocator::after_spill() {
   constexpr unsigned kEvery = 64;
   if (++served_since_spill_ % kEvery != 0) return;
+  // First: another thread may spill meanwhile.
+  holds_spilled_ = false;
   bool held = false;
   const auto count = c10::cuda::device_count();
   for (c10::DeviceIndex index = 0; index < count; ++index) {
@@ -358,7 +382,7 @@ void TieredAllocator::after_spill() {
     }
     held = held || own.pools.any_spilled();
   }
-  holds_spilled_ = held;
+  if (held) holds_spilled_ = true;
 }
 
 // torch 2.11 and 2.12 look whether recorded streams have finished only in an allocation outside of

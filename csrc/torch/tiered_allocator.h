@@ -132,8 +132,9 @@ class TieredAllocator final : public DelegatingAllocator {
   static void give_up(const c10::DataPtr&) {}  // its destructor frees it
   void give_up(void* served) { target()->raw_delete(served); }
   void stop_recordings();
-  void bring_up(Device& own, const Request& request, const Placement& placement,
-                Diversion& diversion);
+  void bring_up(Device& own, const Request& request, const Config& config,
+                const Placement& placement, Diversion& diversion);
+  static bool exceeds_limit(const Device& own, Bytes segment, const Config& config);
   void after_spill();
   void process_pending_events(cudaStream_t stream);
   void give_back_cached(Device& own);
