@@ -105,7 +105,8 @@ MappedRange::MappedRange(Bytes size, Bytes device_part, DeviceIndex device,
   }
   chunk_ = Bytes(round_up(std::max<uint64_t>(1, size.count() / kMostChunks), granularity));
   chunks_ = round_up(size.count(), chunk_.count()) / chunk_.count();
-  device_chunks_ = std::min<size_t>(chunks_, device_part.count() / chunk_.count());
+  // The last chunk may be larger than what is left of the size for it.
+  device_chunks_ = any_on_host ? device_part.count() / chunk_.count() : chunks_;
   const size_t total = chunks_ * chunk_.count();
   check(driver().address_reserve(&base_, total, granularity, 0, 0), "cuMemAddressReserve",
         Bytes(total), device);

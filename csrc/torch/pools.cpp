@@ -38,15 +38,7 @@ Pool& Pools::live(const Placement& placement, Bytes size) {
 }
 
 void Pools::retire_all() {
-  stop_recording();
-  for (const auto& pool : pools_) retire(*pool);
-}
-
-void Pools::retire_spilled() {
-  stop_recording();
-  for (const auto& pool : pools_) {
-    if (pool->placement.spilled) retire(*pool);
-  }
+  retire([](const Placement&) { return true; });
 }
 
 void Pools::retire(Pool& pool) {

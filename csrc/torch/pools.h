@@ -46,10 +46,15 @@ class Pools {
   void record(Pool& pool);
   void stop_recording() noexcept;
 
-  // Releases the base use of every live pool that holds segments, or of those that serve what HBM
-  // could not hold.
+  // Releases the base use of every live pool that holds segments, or of those of some placements.
   void retire_all();
-  void retire_spilled();
+  template <typename Which>
+  void retire(const Which& which) {
+    stop_recording();
+    for (const auto& pool : pools_) {
+      if (which(pool->placement)) retire(*pool);
+    }
+  }
   // Asks torch for the cached segments of retired pools. With a recording of somebody else's
   // underway torch 2.11 and 2.12 would assert that there is none.
   void empty_retired();

@@ -162,6 +162,10 @@ size_t TieredAllocator::may_open_below(const Device& own, const Request& request
   return may && request.size < below ? below.count() : 0;
 }
 
+bool TieredAllocator::exceeds_limit(const Device& own, Bytes segment, const Config& config) {
+  return config.limit && state().ledger.reserved(own.index) + segment > *config.limit;
+}
+
 void TieredAllocator::after_open_miss(const Diversion& diversion) {
   {
     Device& own = device(static_cast<c10::DeviceIndex>(diversion.claimed_on));
@@ -209,9 +213,10 @@ TieredAllocator::Answer<AskNative> TieredAllocator::serve_from_hbm(
   const Request request{Bytes(nbytes), c10::cuda::current_device()};
   const auto spill = spills_ && target()->isEnabled() ? spill_placement(request, config)
                                                       : std::optional<Placement>();
-  if (again) emptyCache();
+  Device& own = device(static_cast<c10::DeviceIndex>(request.device));
   if (again || !spill) {
-    GateScope gate(device(static_cast<c10::DeviceIndex>(request.device)).gate, thread);
+    GateScope gate(own.gate, thread);
+    give_back_hbm(own);
     try {
       QuietScope scope(thread, spill.has_value());
       return ask_native();
@@ -220,14 +225,28 @@ TieredAllocator::Answer<AskNative> TieredAllocator::serve_from_hbm(
         error.add_context(describe_tiers(request.device, ""));
         throw;
       }
-      ++device(static_cast<c10::DeviceIndex>(request.device)).quiet_failures;
+      ++own.quiet_failures;
     }
   }
-  auto served = divert(thread, request, stream, config, *spill, ask_native);
-  state().ledger.spilled(request.device, spill->backing);
-  holds_spilled_ = true;
-  warn_of_spill(request, spill->backing);
-  return served;
+  std::string why_not;
+  try {
+    auto served = divert(thread, request, stream, config, *spill, ask_native);
+    state().ledger.spilled(request.device, spill->backing);
+    holds_spilled_ = true;
+    served_since_spill_ = 0;
+    warn_of_spill(request, spill->backing);
+    return served;
+  } catch (const c10::OutOfMemoryError& error) {
+    why_not = error.what_without_backtrace();
+  }
+  // Nobody has it: torch's own error, which counts and is announced.
+  GateScope gate(own.gate, thread);
+  try {
+    return ask_native();
+  } catch (c10::OutOfMemoryError& error) {
+    error.add_context("egm_alloc could not spill it: " + why_not);
+    throw;
+  }
 }
 
 template <typename AskNative>
@@ -248,7 +267,9 @@ TieredAllocator::Answer<AskNative> TieredAllocator::divert(
   for (bool last_try = false;; last_try = true) {
     Diversion diversion;
     diversion.stream = stream_of(index, stream);
-    if (is_slow_to_bring_up(placement.backing)) bring_up(own, request, placement, diversion);
+    if (is_slow_to_bring_up(placement.backing)) {
+      bring_up(own, request, config, placement, diversion);
+    }
     try {
       auto served = [&] {
         GateScope gate(own.gate, thread);
@@ -293,9 +314,8 @@ TieredAllocator::Answer<AskNative> TieredAllocator::record_and_ask(
     process_pending_events(used_stream);
   }
   Pool* pool = &own.pools.live(placement, request.size);
-  if (config.limit &&
-      state().ledger.reserved(own.index) + segment_size(request.size) > *config.limit &&
-      diversion.ready == nullptr && !own.pools.has_cached(*pool, request.size, used_stream)) {
+  if (exceeds_limit(own, segment_size(request.size), config) && diversion.ready == nullptr &&
+      !own.pools.has_cached(*pool, request.size, used_stream)) {
     // Before torch is asked: it would count the failure and announce it to observers.
     give_back_cached(own);
     pool = &own.pools.live(placement, request.size);

@@ -135,14 +135,17 @@ class TieredAllocator final : public DelegatingAllocator {
   static void give_up(const c10::DataPtr&) {}  // its destructor frees it
   void give_up(void* served) { target()->raw_delete(served); }
   void stop_recordings();
-  void bring_up(Device& own, const Request& request, const Placement& placement,
-                Diversion& diversion);
+  void bring_up(Device& own, const Request& request, const Config& config,
+                const Placement& placement, Diversion& diversion);
+  static bool exceeds_limit(const Device& own, Bytes segment, const Config& config);
   void after_spill();
   void restore_boundary(Device& own, const Placement& placement, const void* served);
   static const void* address_of(const c10::DataPtr& served) { return served.get(); }
   static const void* address_of(const void* served) { return served; }
   void process_pending_events(cudaStream_t stream);
   void give_back_cached(Device& own);
+  void give_back_hbm(Device& own);
+  void empty_retired(Device& own);
   void empty_postponed(Device& own);
   void tidy_after_diversion(Device& own, const Diversion& diversion) noexcept;
   std::string describe_tiers(c10::DeviceIndex device, const std::string& failure);

@@ -22,21 +22,25 @@ Bytes TieredAllocator::segment_size(Bytes request) {
 
 // Before the gate and torch's lock, under which it would hold up every other thread. If it cannot
 // be had, what is cached is given back for it; then it is out of memory, before torch is asked.
-void TieredAllocator::bring_up(Device& own, const Request& request, const Placement& placement,
-                               Diversion& diversion) {
+void TieredAllocator::bring_up(Device& own, const Request& request, const Config& config,
+                               const Placement& placement, Diversion& diversion) {
+  const Request segment{segment_size(request.size), request.device, diversion.stream};
   {
     GateScope gate(own.gate);
     const Pool& pool = own.pools.live(placement, request.size);
     const auto stream = static_cast<cudaStream_t>(diversion.stream);
     if (own.pools.has_cached(pool, request.size, stream)) return;
+    // Before it is tried: only what is not served counts as refused.
+    if (exceeds_limit(own, segment.size, config)) give_back_cached(own);
   }
-  const Request segment{segment_size(request.size), request.device, diversion.stream};
   try {
     diversion.ready = std::make_unique<ReadySegment>(segment, placement);
     return;
+  } catch (const LimitExceeded& error) {
+    TORCH_CHECK_WITH(OutOfMemoryError, false, describe_tiers(own.index, error.what()));
   } catch (const std::runtime_error&) {
-    GateScope gate(own.gate);
-    give_back_cached(own);
+    // HBM may be cached by torch too, and memory of the host by any device.
+    emptyCache();
   }
   try {
     diversion.ready = std::make_unique<ReadySegment>(segment, placement);
@@ -63,11 +67,14 @@ void TieredAllocator::restore_boundary(Device& own, const Placement& placement,
   }
 }
 
-// Served from HBM again while spilled memory is held: now and then what has become free of it is
-// given back to the host. How often is arbitrary; it costs some microseconds.
+// Served from HBM again while spilled memory is held: once nothing was spilled for so many
+// requests, what has become free of it is given back to the host. The number is arbitrary: some
+// training steps that spill keep what they spill to.
 void TieredAllocator::after_spill() {
-  constexpr unsigned kEvery = 64;
-  if (++served_since_spill_ % kEvery != 0) return;
+  constexpr unsigned kRequests = 1024;
+  if (++served_since_spill_ % kRequests != 0) return;
+  // First: another thread may spill meanwhile.
+  holds_spilled_ = false;
   bool held = false;
   const auto count = c10::cuda::device_count();
   for (c10::DeviceIndex index = 0; index < count; ++index) {
@@ -75,12 +82,12 @@ void TieredAllocator::after_spill() {
     GateScope gate(own.gate);
     if (!own.pools.any_spilled()) continue;
     if (!own.recordings.any()) {
-      own.pools.retire_spilled();
+      own.pools.retire([](const Placement& placement) { return placement.spilled; });
       own.pools.empty_retired();
     }
     held = held || own.pools.any_spilled();
   }
-  holds_spilled_ = held;
+  if (held) holds_spilled_ = true;
 }
 
 // torch 2.11 and 2.12 look whether recorded streams have finished only in an allocation outside of
@@ -106,9 +113,23 @@ void TieredAllocator::tidy_after_diversion(Device& own, const Diversion& diversi
   }
 }
 
+// Under the gate. What is cached of plain device memory; torch then frees its own cache itself.
+void TieredAllocator::give_back_hbm(Device& own) {
+  own.pools.stop_recording();
+  if (state().ledger.counters(own.index, BackingKind::kDevice).reserved == Bytes(0)) return;
+  own.pools.retire(
+      [](const Placement& placement) { return placement.backing == BackingKind::kDevice; });
+  empty_retired(own);
+}
+
 // Under the gate.
 void TieredAllocator::give_back_cached(Device& own) {
   own.pools.retire_all();
+  empty_retired(own);
+}
+
+// Under the gate.
+void TieredAllocator::empty_retired(Device& own) {
   if (own.recordings.any()) {
     // The one call that torch 2.11 and 2.12 allow beside a recording of somebody else's.
     target()->emptyCache({0, 0});

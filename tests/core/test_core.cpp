@@ -83,12 +83,14 @@ void device_backing_ignores_advice() {
   one.backing = BackingKind::kDevice;
   Config other = one;
   other.advice.preferred_location.reset();
-  expect(*place({gib(3), 0}, one, nullptr) == *place({gib(3), 0}, other, nullptr), "one placement, one set of pools");
+  expect(*place({gib(3), 0}, one, nullptr) == *place({gib(3), 0}, other, nullptr),
+         "one placement, one set of pools");
 }
 
 void scope_decides_before_the_configuration() {
   Config config;
-  config.devices.emplace();  // acts on no device: what a block of code asks for is done all the same
+  config.devices
+      .emplace();  // acts on no device: what a block of code asks for is done all the same
   PlaceScope scope{BackingKind::kPinned, 0, 7, mib(1)};
   const auto placed = place({mib(1), 0}, config, &scope);
   expect(placed && placed->backing == BackingKind::kPinned && placed->tag == 7, "scope's backing");
@@ -151,8 +153,7 @@ void ledger_invariants(unsigned seed) {
   const Bytes limit = mib(64);
   for (int step = 0; step < 2000; ++step) {
     if (random() % 2 == 0 || live.empty()) {
-      const Live one{kAllBackings[random() % kAllBackings.size()],
-                     Bytes(random() % (16ULL << 20))};
+      const Live one{kAllBackings[random() % kAllBackings.size()], Bytes(random() % (16ULL << 20))};
       const bool fits = expected + one.size <= limit;
       expect(ledger.try_reserve(0, one.backing, one.size, limit) == fits, "limit decides");
       if (!fits) continue;

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <deque>
 #include <vector>
 
@@ -130,7 +131,9 @@ void Call::note(const Arg& arg) {
 
 int Call::finish(int status) {
   Shared& s = shared();
-  if (status != cudaSuccess) t_last_error = static_cast<cudaError_t>(status);
+  // The runtime's alone: the driver's errors are in what its functions return.
+  const bool of_runtime = std::strncmp(name_, "cuda", 4) == 0;
+  if (status != cudaSuccess && of_runtime) t_last_error = static_cast<cudaError_t>(status);
   if (logging_) {
     const char* name = error_name(status);
     text_ += "}, \"result\": \"" + (name ? std::string(name) : std::to_string(status)) +
