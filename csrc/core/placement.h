@@ -14,7 +14,7 @@ struct Request {
   // The CUDA stream that asks; null for the legacy one.
   void* stream = nullptr;
   // HBM that torch's allocator holds otherwise.
-  Bytes hbm_otherwise;
+  Bytes hbm_otherwise = Bytes(0);
 };
 
 // A backing and its advice. Segments of equal placement are interchangeable and share pools.

@@ -125,8 +125,8 @@ void* acquire_segment(const Request& request, const Placement& placement, Segmen
   }
   Acquired acquired;
   try {
-    const HostClaim claim(request, placement);
     DeviceScope device(request.device);
+    const HostClaim claim(request, placement);
     RelaxedCaptureScope relaxed;
     acquired = backing_of(placement.backing).acquire(request.size, request.device, placement);
   } catch (...) {
