@@ -31,6 +31,9 @@ MOST_LIVE_SMALL, MOST_LIVE_HUGE = 64, 2
 WINDOWS = 10
 # Arbitrary, and far below one leaked record per operation.
 MEMORY_SLACK_BYTES = 8 * MIB
+# Which of several equal blocks torch takes depends on their addresses, and with it how the rest
+# fits: some MiB more or less of 300 GiB, in either direction.
+RESERVED_SLACK_BYTES = 64 * MIB
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def problems(windows: list[Window]) -> list[str]:
                 f"window {number} left {window.left_bytes} bytes in {window.segments} segments"
             )
     for first, again in zip(windows[:half], windows[half:], strict=True):
-        if again.peak_reserved_bytes > first.peak_reserved_bytes:
+        if again.peak_reserved_bytes > first.peak_reserved_bytes + RESERVED_SLACK_BYTES:
             found.append(
                 f"the same operations reserved {again.peak_reserved_bytes} bytes, "
                 f"and {first.peak_reserved_bytes} before"

@@ -23,6 +23,7 @@ _compat.check(_build_info, torch)
 
 from egm_alloc.config import Config
 from egm_alloc.control import disable, enable, enable_at_import, get_config, is_enabled
+from egm_alloc.movement import advise, migrate, prefetch
 from egm_alloc.placement import place
 from egm_alloc.pluggable import get_include, mem_pool, pluggable_allocator
 from egm_alloc.stats import (
@@ -45,6 +46,7 @@ __all__ = [
     "TensorInfo",
     "TierStats",
     "__version__",
+    "advise",
     "disable",
     "enable",
     "get_config",
@@ -53,8 +55,10 @@ __all__ = [
     "is_enabled",
     "mem_pool",
     "memory_summary",
+    "migrate",
     "place",
     "pluggable_allocator",
+    "prefetch",
     "reset_peak_stats",
     "residency",
     "stats",

@@ -51,6 +51,12 @@ def _check_limit(name: str, value: object) -> float | None:
     return None if value is None else _check_gib(name, value, ", or None for no limit")
 
 
+def _check_host_reserve(name: str, value: object) -> float | None:
+    if value is None or (value == 0 and not isinstance(value, bool)):
+        return None if value is None else 0.0
+    return _check_gib(name, value, ", 0 for none, or None for 5 % of host memory")
+
+
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> str:
     allowed = ", ".join(repr(choice) for choice in choices)
     if not isinstance(value, str):
@@ -214,6 +220,8 @@ class Config:
     spill : bool
         Whether requests below the threshold that HBM cannot hold are served from host memory
         (backing ``"pinned"``, or ``"numa"`` if that is `backing`) instead of raising.
+    host_reserve_gib : float or None
+        The GiB of host memory that must stay free; None for 5 % of host memory.
 
     Raises
     ------
@@ -243,6 +251,7 @@ class Config:
     limit_gib: float | None = None
     device_fraction: float = 0.5
     spill: bool = True
+    host_reserve_gib: float | None = None
 
     def __post_init__(self) -> None:
         """Check the fields, one by one and then together."""
@@ -262,6 +271,11 @@ class Config:
         return None if self.limit_gib is None else math.ceil(self.limit_gib * _GIB)
 
     @property
+    def host_reserve_bytes(self) -> int | None:
+        """The reserve in bytes, or None for 5 % of host memory."""
+        return None if self.host_reserve_gib is None else math.ceil(self.host_reserve_gib * _GIB)
+
+    @property
     def devices(self) -> list[int] | None:
         """The indices of the devices it acts on, or None for all."""
         return None if isinstance(self.device, str) else list(self.device)
@@ -278,6 +292,7 @@ _CHECKS: dict[str, Callable[[str, object], object]] = {
     "limit_gib": _check_limit,
     "device_fraction": check_device_fraction,
     "spill": _check_bool,
+    "host_reserve_gib": _check_host_reserve,
 }
 FIELDS = tuple(_CHECKS)
 

@@ -51,6 +51,7 @@ def enable(
     limit_gib: float | _Keep | None = _KEEP,
     device_fraction: float | _Keep = _KEEP,
     spill: bool | _Keep = _KEEP,
+    host_reserve_gib: float | _Keep | None = _KEEP,
 ) -> None:
     """Divert large requests to the extended tier, from now on.
 
@@ -80,6 +81,8 @@ def enable(
         Backing ``"split"``: the part of each tensor that is in HBM.
     spill : bool, optional
         Whether host memory serves what HBM cannot hold.
+    host_reserve_gib : float or None, optional
+        The GiB of host memory that must stay free.
 
     Raises
     ------
@@ -111,6 +114,7 @@ def enable(
         "limit_gib": limit_gib,
         "device_fraction": device_fraction,
         "spill": spill,
+        "host_reserve_gib": host_reserve_gib,
     }
     given = {field: value for field, value in fields.items() if value is not _KEEP}
     with _lock:
@@ -135,6 +139,7 @@ def _compiled(config: Config) -> _C.Config:
         limit_bytes=config.limit_bytes,
         device_fraction=config.device_fraction,
         spill=config.spill,
+        host_reserve_bytes=config.host_reserve_bytes,
     )
 
 

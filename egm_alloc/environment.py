@@ -81,6 +81,7 @@ _PARSERS: dict[str, tuple[Callable[[str], object], str]] = {
     "limit_gib": (_parse_optional_number, "a number of GiB, or 'none'"),
     "device_fraction": (_parse_number, "a number from 0 to 1"),
     "spill": (parse_bool, BOOL_WORDS),
+    "host_reserve_gib": (_parse_optional_number, "a number of GiB, or 'none' for 5 %"),
 }
 
 

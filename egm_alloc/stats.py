@@ -88,12 +88,15 @@ class Stats:
     tags : dict of str to TierStats
         What blocks of `place` with a tag hold, by tag; of both tiers, without what HBM holds
         outside of blocks.
+    host_available_bytes : int
+        Host memory that can be taken now, the reserve included; 0 while CUDA is not initialised.
     """
 
     device: int
     device_tier: TierStats
     extended: dict[str, BackingStats]
     tags: dict[str, TierStats]
+    host_available_bytes: int
 
     @property
     def extended_tier(self) -> TierStats:
@@ -147,6 +150,9 @@ def stats(device: Device | None = None) -> Stats:
         device=index,
         device_tier=TierStats(**raw["device_tier"]),
         extended={name: BackingStats(**counters) for name, counters in raw["extended"].items()},
+        host_available_bytes=(
+            _C.host_memory()["available_bytes"] if torch.cuda.is_initialized() else 0
+        ),
         tags={tag_name(tag): TierStats(**held) for tag, held in raw["tags"].items()},
     )
 

@@ -78,7 +78,8 @@ class Residency:
     unmapped_bytes: int
 
 
-def _require_cuda_tensor(tensor: torch.Tensor) -> None:
+def require_cuda_tensor(tensor: torch.Tensor) -> None:
+    """Raise TypeError or ValueError unless `tensor` is a strided tensor on a CUDA device."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"tensor is a {type(tensor).__name__}; allowed: a torch.Tensor")
     if tensor.device.type != "cuda":
@@ -88,6 +89,16 @@ def _require_cuda_tensor(tensor: torch.Tensor) -> None:
             f"tensor has the layout {tensor.layout}; allowed: torch.strided "
             "(ask about the parts of a sparse tensor, such as its values())"
         )
+
+
+def span_bytes(tensor: torch.Tensor) -> int:
+    """Return the bytes from a tensor's first element to the end of its last; 0 without elements."""
+    if tensor.numel() == 0:
+        return 0
+    last = sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    return (last + 1) * tensor.element_size()
 
 
 def info(tensor: torch.Tensor) -> TensorInfo:
@@ -115,7 +126,7 @@ def info(tensor: torch.Tensor) -> TensorInfo:
     >>> egm_alloc.info(cache).tier
     'extended'
     """
-    _require_cuda_tensor(tensor)
+    require_cuda_tensor(tensor)
     storage = tensor.untyped_storage()
     segment = _C.segment_of(storage.data_ptr()) if storage.nbytes() > 0 else None
     if segment is None:
@@ -174,12 +185,7 @@ def residency(tensor: torch.Tensor) -> Residency:
     move_pages(2), which without target nodes only reports. Managed pages on the host show there
     when they are mapped for the CPU, which the advice ``accessed_by=("host",)`` sees to.
     """
-    _require_cuda_tensor(tensor)
+    require_cuda_tensor(tensor)
     if tensor.numel() == 0:
         return Residency("unregistered", host_bytes=0, device_node_bytes=0, unmapped_bytes=0)
-    last = sum(
-        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    )
-    return Residency(
-        **_C.residency(tensor.data_ptr(), (last + 1) * tensor.element_size(), tensor.device.index)
-    )
+    return Residency(**_C.residency(tensor.data_ptr(), span_bytes(tensor), tensor.device.index))

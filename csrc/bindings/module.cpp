@@ -6,7 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "core/reserve.h"
 #include "core/state.h"
+#include "cuda/host_reserve.h"
+#include "cuda/managed.h"
 #include "cuda/mapped_ranges.h"
 #include "cuda/residency.h"
 #include "torch/gate.h"
@@ -59,7 +62,8 @@ Config make_config(uint64_t threshold_bytes, const std::optional<std::vector<int
                    const std::string& mode, const std::string& backing,
                    const std::optional<std::string>& preferred_location,
                    const std::vector<std::string>& accessed_by, bool prefetch,
-                   std::optional<uint64_t> limit_bytes, double device_fraction, bool spill) {
+                   std::optional<uint64_t> limit_bytes, double device_fraction, bool spill,
+                   std::optional<uint64_t> host_reserve_bytes) {
   Config config;
   config.threshold = Bytes(threshold_bytes);
   if (devices) {
@@ -76,6 +80,7 @@ Config make_config(uint64_t threshold_bytes, const std::optional<std::vector<int
   if (limit_bytes) config.limit = Bytes(*limit_bytes);
   config.device_fraction = device_fraction;
   config.spill = spill;
+  if (host_reserve_bytes) config.host_reserve = Bytes(*host_reserve_bytes);
   return config;
 }
 
@@ -138,9 +143,73 @@ py::dict stats(int device) {
   return result;
 }
 
+py::dict host_memory() {
+  egm::HostMemory host;
+  egm::Bytes promised;
+  {
+    py::gil_scoped_release unlocked;
+    host = egm::host_memory(egm::hbm_nodes());
+    promised = egm::promised_to_managed();
+  }
+  const Bytes reserve =
+      egm::state().config.get().host_reserve.value_or(egm::default_reserve(host.total));
+  py::dict result;
+  result["total_bytes"] = host.total.count();
+  result["available_bytes"] = host.available.count();
+  result["limited_by"] = host.limited_by;
+  result["promised_bytes"] = promised.count();
+  result["reserve_bytes"] = reserve.count();
+  return result;
+}
+
 void reset_peak_stats(int device) {
   check_device(device);
   egm::state().ledger.reset_peaks(device);
+}
+
+// From Python: "keep" leaves a location as it is, None unsets it.
+void advise(uintptr_t address, uint64_t size_bytes, int device,
+            const std::optional<std::string>& preferred_location,
+            const std::optional<std::vector<std::string>>& accessed_by,
+            std::optional<bool> read_mostly) {
+  check_device(device);
+  egm::AdviceChange change;
+  if (preferred_location != "keep") {
+    change.preferred_location.emplace();
+    if (preferred_location) {
+      change.preferred_location = egm::parse_location("preferred_location", *preferred_location);
+    }
+  }
+  if (accessed_by) {
+    const Advice advice = make_advice(std::nullopt, *accessed_by);
+    change.accessed_by_device = advice.accessed_by_device;
+    change.accessed_by_host = advice.accessed_by_host;
+  }
+  change.read_mostly = read_mostly;
+  py::gil_scoped_release unlocked;
+  egm::advise_managed(reinterpret_cast<void*>(address), Bytes(size_bytes), device, change);
+}
+
+void prefetch(uintptr_t address, uint64_t size_bytes, int device, const std::string& location,
+              uintptr_t stream) {
+  check_device(device);
+  const egm::Location to = egm::parse_location("location", location);
+  py::gil_scoped_release unlocked;
+  egm::prefetch_managed(reinterpret_cast<void*>(address), Bytes(size_bytes), device, to,
+                        reinterpret_cast<cudaStream_t>(stream));
+}
+
+uint64_t migrate(uintptr_t segment_address, uint64_t on_device_bytes, int device) {
+  check_device(device);
+  auto* const allocator = egm::installed();
+  if (allocator != nullptr &&
+      allocator->is_recorded_by_user(static_cast<c10::DeviceIndex>(device))) {
+    throw std::runtime_error("memory cannot be moved on device " + std::to_string(device) +
+                             " during a CUDA graph capture or within a use_mem_pool block");
+  }
+  py::gil_scoped_release unlocked;
+  return egm::move_range_boundary(reinterpret_cast<void*>(segment_address), Bytes(on_device_bytes))
+      .count();
 }
 
 // The blocks of a thread are left in the order in which they were entered, the last one first.
@@ -207,13 +276,20 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def(py::init(&make_config), py::kw_only(), py::arg("threshold_bytes"), py::arg("devices"),
            py::arg("mode"), py::arg("backing"), py::arg("preferred_location"),
            py::arg("accessed_by"), py::arg("prefetch"), py::arg("limit_bytes"),
-           py::arg("device_fraction"), py::arg("spill"));
+           py::arg("device_fraction"), py::arg("spill"), py::arg("host_reserve_bytes"));
   module.def("configure", &configure, py::arg("config"));
   module.def("enable", &enable, py::arg("config"));
   module.def("disable", &disable);
   module.def("is_enabled", &egm::is_diverting);
   module.def("stats", &stats, py::arg("device"));
+  module.def("host_memory", &host_memory);
   module.def("reset_peak_stats", &reset_peak_stats, py::arg("device"));
+  module.def("advise", &advise, py::arg("address"), py::arg("size_bytes"), py::arg("device"),
+             py::arg("preferred_location"), py::arg("accessed_by"), py::arg("read_mostly"));
+  module.def("prefetch", &prefetch, py::arg("address"), py::arg("size_bytes"), py::arg("device"),
+             py::arg("location"), py::arg("stream"));
+  module.def("migrate", &migrate, py::arg("segment_address"), py::arg("on_device_bytes"),
+             py::arg("device"));
   module.def("enter_place", &enter_place, py::arg("backing"), py::arg("device_fraction"),
              py::arg("tag"), py::arg("min_bytes"));
   module.def("leave_place", &leave_place);

@@ -57,11 +57,14 @@ struct Config {
   double device_fraction = 0.5;
   // Serve from host memory what HBM cannot hold.
   bool spill = true;
+  // Host memory that must stay free; none: default_reserve().
+  std::optional<Bytes> host_reserve;
 
   friend bool operator==(const Config& a, const Config& b) {
     return a.threshold == b.threshold && a.devices == b.devices && a.mode == b.mode &&
            a.backing == b.backing && a.advice == b.advice && a.prefetch == b.prefetch &&
-           a.limit == b.limit && a.device_fraction == b.device_fraction && a.spill == b.spill;
+           a.limit == b.limit && a.device_fraction == b.device_fraction && a.spill == b.spill &&
+           a.host_reserve == b.host_reserve;
   }
 
   bool acts_on(DeviceIndex device) const { return !devices || devices->test(device); }

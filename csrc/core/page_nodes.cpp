@@ -39,4 +39,23 @@ PageNodes page_nodes(const void* address, Bytes size) {
   return result;
 }
 
+Bytes estimate_unmapped(const void* address, Bytes size) noexcept {
+  constexpr size_t kSamples = 256;
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(address) / page * page;
+  const uint64_t step = std::max<uint64_t>(page, size.count() / kSamples / page * page);
+  const void* pages[kSamples];
+  int nodes[kSamples];
+  size_t count = 0;
+  for (uint64_t offset = 0; offset < size.count() && count < kSamples; offset += step) {
+    nodes[count] = -EFAULT;
+    pages[count++] = reinterpret_cast<const void*>(begin + offset);
+  }
+  if (count == 0) return Bytes(0);
+  if (syscall(SYS_move_pages, 0, count, pages, nullptr, nodes, 0) < 0) return size;
+  const auto unmapped =
+      static_cast<size_t>(std::count_if(nodes, nodes + count, [](int node) { return node < 0; }));
+  return Bytes(size.count() / count * unmapped);
+}
+
 }  // namespace egm

@@ -17,4 +17,8 @@ struct PageNodes {
 // Rounds the range out to whole pages. Throws std::system_error if the kernel refuses.
 PageNodes page_nodes(const void* address, Bytes size);
 
+// About how much of the range is not mapped for the CPU, judged by some of its pages: quick for
+// ranges of any size. All of it if the kernel refuses to say.
+Bytes estimate_unmapped(const void* address, Bytes size) noexcept;
+
 }  // namespace egm

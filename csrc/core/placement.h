@@ -13,6 +13,8 @@ struct Request {
   DeviceIndex device = 0;
   // The CUDA stream that asks; null for the legacy one.
   void* stream = nullptr;
+  // HBM that torch's allocator holds otherwise.
+  Bytes hbm_otherwise;
 };
 
 // A backing and its advice. Segments of equal placement are interchangeable and share pools.

@@ -32,6 +32,12 @@ class Bytes {
   uint64_t count_ = 0;
 };
 
+// Sums and differences that stop at the ends of the range, where `+` and `-` would wrap around.
+constexpr Bytes saturated_sum(Bytes a, Bytes b) {
+  return b.count() > UINT64_MAX - a.count() ? Bytes(UINT64_MAX) : a + b;
+}
+constexpr Bytes difference_or_zero(Bytes a, Bytes b) { return a > b ? a - b : Bytes(0); }
+
 constexpr Bytes mib(uint64_t n) { return Bytes(n << 20); }
 constexpr Bytes gib(uint64_t n) { return Bytes(n << 30); }
 

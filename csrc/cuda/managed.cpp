@@ -1,9 +1,12 @@
 // Managed memory (cudaMallocManaged) with advice and prefetch.
+#include "cuda/managed.h"
+
 #include <array>
 #include <mutex>
 
 #include "cuda/backing.h"
 #include "cuda/errors.h"
+#include "cuda/guards.h"
 
 namespace egm {
 namespace {
@@ -95,6 +98,35 @@ class ManagedBacking final : public Backing {
 Backing& managed_backing() {
   static ManagedBacking* const instance = new ManagedBacking;
   return *instance;
+}
+
+void advise_managed(void* address, Bytes size, DeviceIndex device, const AdviceChange& change) {
+  RelaxedCaptureScope relaxed;
+  const auto advise = [&](cudaMemoryAdvise advice, Location location) {
+    check(cudaMemAdvise(address, size.count(), advice, to_cuda(location, device)), "cudaMemAdvise",
+          size, device);
+  };
+  const auto set_or_unset = [&](const std::optional<bool>& wanted, cudaMemoryAdvise set,
+                                cudaMemoryAdvise unset, Location location) {
+    if (wanted) advise(*wanted ? set : unset, location);
+  };
+  if (change.preferred_location) {
+    const auto& location = *change.preferred_location;
+    advise(location ? cudaMemAdviseSetPreferredLocation : cudaMemAdviseUnsetPreferredLocation,
+           location.value_or(Location::kDevice));
+  }
+  set_or_unset(change.accessed_by_device, cudaMemAdviseSetAccessedBy, cudaMemAdviseUnsetAccessedBy,
+               Location::kDevice);
+  set_or_unset(change.accessed_by_host, cudaMemAdviseSetAccessedBy, cudaMemAdviseUnsetAccessedBy,
+               Location::kHost);
+  set_or_unset(change.read_mostly, cudaMemAdviseSetReadMostly, cudaMemAdviseUnsetReadMostly,
+               Location::kDevice);
+}
+
+void prefetch_managed(void* address, Bytes size, DeviceIndex device, Location to,
+                      cudaStream_t stream) {
+  check(cudaMemPrefetchAsync(address, size.count(), to_cuda(to, device), 0, stream),
+        "cudaMemPrefetchAsync", size, device);
 }
 
 }  // namespace egm

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cuda/errors.h"
+#include "cuda/guards.h"
 #include "cuda/mapped_range.h"
 
 namespace egm {
@@ -17,6 +18,8 @@ namespace {
 // A leaf lock over the tables; ranges are made and ended outside of it. Leaked like State.
 struct Registry {
   std::mutex mutex;
+  // Held while a range that exists is changed; taken before the other.
+  std::mutex changing;
   std::map<const void*, std::shared_ptr<MappedRange>> ranges;
   std::array<std::vector<DeviceIndex>, kMaxDevices> readers;
 };
@@ -50,6 +53,7 @@ void* new_range(Bytes size, Bytes device_part, DeviceIndex device) {
     all.ranges.emplace(base, range);
   }
   // Whoever was allowed since.
+  std::lock_guard<std::mutex> changing(registry().changing);
   for (const DeviceIndex reader : readers_of(device)) range->allow(reader);
   return base;
 }
@@ -66,6 +70,7 @@ cudaError_t free_range(void* base) noexcept {
 }
 
 void allow_peer(DeviceIndex reader, DeviceIndex owner) {
+  std::lock_guard<std::mutex> changing(registry().changing);
   std::vector<std::shared_ptr<MappedRange>> ranges;
   {
     auto& all = registry();
@@ -87,8 +92,12 @@ std::optional<RangeParts> range_parts(const void* base) {
 }
 
 Bytes move_range_boundary(void* base, Bytes device_part) {
+  std::lock_guard<std::mutex> changing(registry().changing);
   const auto range = find(base);
-  return range == nullptr ? Bytes(0) : range->move_boundary(device_part);
+  if (range == nullptr) return Bytes(0);
+  DeviceScope device(range->device());
+  check(cudaDeviceSynchronize(), "cudaDeviceSynchronize", device_part, range->device());
+  return range->move_boundary(device_part);
 }
 
 }  // namespace egm

@@ -23,7 +23,7 @@ cudaError_t free_range(void* base) noexcept;
 void allow_peer(DeviceIndex reader, DeviceIndex owner);
 
 std::optional<RangeParts> range_parts(const void* base);
-// See MappedRange::move_boundary.
+// See MappedRange::move_boundary. Waits for the device first; no stream of it may be capturing.
 Bytes move_range_boundary(void* base, Bytes device_part);
 
 }  // namespace egm

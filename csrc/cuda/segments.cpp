@@ -11,6 +11,7 @@
 #include "cuda/backing.h"
 #include "cuda/errors.h"
 #include "cuda/guards.h"
+#include "cuda/host_reserve.h"
 
 namespace egm {
 namespace {
@@ -124,6 +125,7 @@ void* acquire_segment(const Request& request, const Placement& placement, Segmen
   }
   Acquired acquired;
   try {
+    const HostClaim claim(request, placement);
     DeviceScope device(request.device);
     RelaxedCaptureScope relaxed;
     acquired = backing_of(placement.backing).acquire(request.size, request.device, placement);

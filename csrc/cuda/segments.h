@@ -16,7 +16,8 @@ struct HintFailures {
   std::string prefetch;
 };
 
-// Returns the base of a new segment of `request.size` bytes. Throws CudaError or LimitExceeded with
+// Returns the base of a new segment of `request.size` bytes. Throws CudaError, LimitExceeded or
+// ReserveExceeded with
 // everything as it was. The thread's current device and capture mode are kept.
 void* acquire_segment(const Request& request, const Placement& placement, SegmentOwner owner,
                       HintFailures* hints);

@@ -3,6 +3,8 @@
 
 #include <utility>
 
+#include "core/state.h"
+#include "cuda/errors.h"
 #include "cuda/segments.h"
 
 namespace egm {
@@ -29,7 +31,7 @@ void* SegmentSource::raw_alloc(size_t nbytes) {
     HintFailures hints;
     void* base = diversion.ready ? diversion.ready->take(nbytes) : nullptr;
     if (base == nullptr) {
-      const Request request{Bytes(nbytes), device_, diversion.stream};
+      const Request request{Bytes(nbytes), device_, diversion.stream, hbm_otherwise()};
       base = acquire_segment(request, placement_, SegmentOwner::kTorch, &hints);
     }
     ++segments_;
@@ -38,9 +40,21 @@ void* SegmentSource::raw_alloc(size_t nbytes) {
     if (!hints.prefetch.empty()) diversion.report().prefetch_failure = std::move(hints.prefetch);
     return base;
   } catch (const std::exception& error) {
-    diversion.report().failure = error.what();
+    auto& problems = diversion.report();
+    problems.failure = error.what();
+    problems.refused = dynamic_cast<const LimitExceeded*>(&error) != nullptr ||
+                       dynamic_cast<const ReserveExceeded*>(&error) != nullptr;
     return nullptr;
   }
+}
+
+// The one call into torch: statistics, under the lock that this thread holds.
+Bytes SegmentSource::hbm_otherwise() {
+  constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+  const Bytes reserved(
+      static_cast<uint64_t>(target()->getDeviceStats(device_).reserved_bytes[kAll].current));
+  const Bytes extended = state().ledger.reserved_outside_hbm(device_);
+  return reserved > extended ? reserved - extended : Bytes(0);
 }
 
 void SegmentSource::raw_delete(void* ptr) {

@@ -54,6 +54,8 @@ struct Diversion {
   struct Problems {
     // Why no segment could be had.
     std::string failure;
+    // It was the limit or the reserve, not the driver.
+    bool refused = false;
     // Hints that failed; the memory is fine.
     std::string advice_failure;
     std::string prefetch_failure;
@@ -86,6 +88,8 @@ class SegmentSource final : public DelegatingAllocator {
   size_t segments() const { return segments_.load(); }
 
  private:
+  Bytes hbm_otherwise();
+
   const c10::DeviceIndex device_;
   const Placement placement_;
   std::atomic<size_t> segments_{0};

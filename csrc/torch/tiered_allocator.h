@@ -58,6 +58,8 @@ class TieredAllocator final : public DelegatingAllocator {
   bool started() const { return divert_from_.load(std::memory_order_relaxed) != kNothing; }
 
   TierReport report(c10::DeviceIndex index);
+  // Whether a CUDA graph capture or another pool's recording is underway there.
+  bool is_recorded_by_user(c10::DeviceIndex index) { return device(index).recordings.any(); }
 
   c10::DataPtr allocate(size_t n) override;
   void* raw_alloc(size_t nbytes) override;
@@ -125,6 +127,7 @@ class TieredAllocator final : public DelegatingAllocator {
                                    const Config& config, const Placement& placement,
                                    Diversion& diversion, const AskNative& ask_native);
 
+  static Bytes segment_size(Bytes request);
   bool claimed_by_user(int index, std::optional<cudaStream_t> stream);
   static cudaStream_t stream_of(int index, std::optional<cudaStream_t> stream);
   size_t may_open_below(const Device& own, const Request& request, const Config& config);
@@ -136,6 +139,9 @@ class TieredAllocator final : public DelegatingAllocator {
                 const Placement& placement, Diversion& diversion);
   static bool exceeds_limit(const Device& own, Bytes segment, const Config& config);
   void after_spill();
+  void restore_boundary(Device& own, const Placement& placement, const void* served);
+  static const void* address_of(const c10::DataPtr& served) { return served.get(); }
+  static const void* address_of(const void* served) { return served; }
   void process_pending_events(cudaStream_t stream);
   void give_back_cached(Device& own);
   void empty_postponed(Device& own);

@@ -1,10 +1,9 @@
 // The pure part of the library, tested as C++: placement, counters, the table of segments.
-// Prints one line per failed check and exits with their number.
-#include <cstdio>
 #include <random>
 #include <stdexcept>
 #include <string>
 
+#include "checks.h"
 #include "core/config.h"
 #include "core/host_range.h"
 #include "core/ledger.h"
@@ -17,14 +16,6 @@ namespace {
 
 using namespace egm;
 
-int failures = 0;
-
-void expect(bool holds, const std::string& what) {
-  if (holds) return;
-  ++failures;
-  std::printf("FAILED: %s\n", what.c_str());
-}
-
 template <typename Call>
 std::string message_of(const Call& call) {
   try {
@@ -33,6 +24,15 @@ std::string message_of(const Call& call) {
     return error.what();
   }
   return "";
+}
+
+void sums_and_differences_stop_at_the_ends() {
+  constexpr Bytes kMost(UINT64_MAX);
+  expect(saturated_sum(kMost, Bytes(1)) == kMost, "above");
+  expect(saturated_sum(kMost - Bytes(1), Bytes(1)) == kMost, "at the end");
+  expect(saturated_sum(Bytes(2), Bytes(3)) == Bytes(5), "within");
+  expect(difference_or_zero(Bytes(2), Bytes(3)) == Bytes(0), "below");
+  expect(difference_or_zero(Bytes(3), Bytes(2)) == Bytes(1), "above zero");
 }
 
 void names_round_trip_and_say_what_is_allowed() {
@@ -230,6 +230,7 @@ void pages_are_reported_where_the_kernel_has_them() {
 }  // namespace
 
 int main() {
+  sums_and_differences_stop_at_the_ends();
   names_round_trip_and_say_what_is_allowed();
   tiered_places_from_the_threshold_up();
   managed_places_everything_and_prefetches_below_the_threshold();
@@ -243,5 +244,5 @@ int main() {
   segments_are_found_by_any_address_within();
   host_range_is_aligned_populated_and_given_back();
   pages_are_reported_where_the_kernel_has_them();
-  return failures;
+  return exit_status();
 }

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 from tests.simulator.calls import Call, CallLog, Fault, Kind, Stall
@@ -92,6 +93,7 @@ class Simulator:
         self.release()
         self._library.egm_sim_forget_unmappings()
         self.set_peer_access(self._peer_access)
+        self.set_host_root(os.environ.get("EGM_SIM_HOST_ROOT", ""))
         for device, capacity in enumerate(self._hbm_at_start):
             self._library.egm_sim_set_hbm(device, capacity)
         for node, total in enumerate(self._host_numa_at_start):
@@ -236,6 +238,10 @@ class Simulator:
         """Give a node of the host another size, as :meth:`host_numa` counts it."""
         if self._library.egm_sim_set_host_numa(node, int(gib * GIB)) != 0:
             raise ValueError(f"the host has no node {node}")
+
+    def set_host_root(self, root: str | Path) -> None:
+        """Take the host's memory, as the kernel shows it, from another folder: see ``host.py``."""
+        self._library.egm_sim_set_host_root(os.fsencode(root))
 
     def set_peer_access(self, possible: bool) -> None:
         """Whether devices can reach each other's memory."""

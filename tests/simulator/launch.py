@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.simulator.build import build
+from tests.simulator.host import DEFAULT_HOST_GIB, write_host
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -39,12 +40,17 @@ def environment(
         Further variables; None removes one.
     """
     variables = dict(os.environ)
-    libraries = [str(library) for library in build()]
+    objects = build()
+    libraries = [str(library) for library in objects]
     before = [entry for entry in variables.get("LD_PRELOAD", "").split(":") if entry]
     variables["LD_PRELOAD"] = ":".join(dict.fromkeys([*before, *libraries]))
     variables["EGM_SIM_MACHINE"] = machine
     variables["EGM_SIM_DEVICES"] = str(devices)
     variables["EGM_SIM_HBM_GIB"] = str(hbm_gib)
+    named = {**variables, **{name: value for name, value in (extra or {}).items() if value}}
+    total_gib = float(named.get("EGM_SIM_HOST_GIB", DEFAULT_HOST_GIB))
+    host = objects[0].parent / f"host-{total_gib:g}"
+    variables["EGM_SIM_HOST_ROOT"] = str(write_host(host, total_gib, 0.9 * total_gib))
     # cuDNN is not simulated; attention has other kernels to choose from.
     variables["TORCH_CUDNN_SDPA_DEPRIORITIZED"] = "1"
     for name, value in (extra or {}).items():

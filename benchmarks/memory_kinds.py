@@ -1,0 +1,269 @@
+"""Measure the kinds of host memory on a GPU: bring-up, reads, split, stalls, moves, spilling.
+
+    python -m benchmarks.memory_kinds
+
+Ratios against what CUDA offers (cudaHostAlloc) and against the link's bound, in one run. Managed
+memory stays under half of what the card has free, host memory under 48 GiB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+import torch.utils.dlpack
+
+import egm_alloc
+
+MIB, GIB = 1 << 20, 1 << 30
+
+
+def tensor_in(kind: str, nbytes: int, device_fraction: float | None = None) -> torch.Tensor:
+    """Return a tensor of `nbytes` bytes in one kind of memory."""
+    with egm_alloc.place(kind, device_fraction=device_fraction):
+        return torch.empty(nbytes // 4, dtype=torch.int32, device="cuda")
+
+
+def seconds(work: Callable[[], object], repeats: int = 1) -> float:
+    """Return the wall time of one `work`, the device's part included."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / repeats
+
+
+def read_gbs(tensor: torch.Tensor) -> float:
+    """Return the bandwidth of a kernel that reads all of a tensor, in GB/s, the best of five."""
+    nbytes = tensor.numel() * tensor.element_size()
+    tensor.max()
+    return nbytes / min(seconds(tensor.max) for _ in range(5)) / 1e9
+
+
+def swept_gbs(tensor: torch.Tensor) -> float:
+    """Return the bandwidth of a kernel that reads 16 parts of a tensor at once, in GB/s.
+
+    A kernel that reads from the beginning to the end would read HBM and the host in turns.
+    """
+    nbytes = tensor.numel() * tensor.element_size()
+    parts = tensor.view(16, -1)
+    out = parts.amax(0)
+    return nbytes / min(seconds(lambda: torch.amax(parts, 0, out=out)) for _ in range(8)) / 1e9
+
+
+def host_alloc(nbytes: int) -> tuple[float, torch.Tensor]:
+    """Return the time of cudaHostAlloc and its memory as a CUDA tensor, which is never freed."""
+
+    class DLTensor(ctypes.Structure):
+        _fields_ = (
+            ("data", ctypes.c_void_p),
+            ("device_type", ctypes.c_int32),
+            ("device_id", ctypes.c_int32),
+            ("ndim", ctypes.c_int32),
+            ("code", ctypes.c_uint8),
+            ("bits", ctypes.c_uint8),
+            ("lanes", ctypes.c_uint16),
+            ("shape", ctypes.POINTER(ctypes.c_int64)),
+            ("strides", ctypes.POINTER(ctypes.c_int64)),
+            ("byte_offset", ctypes.c_uint64),
+            ("manager", ctypes.c_void_p),
+            ("deleter", ctypes.c_void_p),
+        )
+
+    runtime = torch.cuda.cudart()
+    allocate = ctypes.CDLL("libcudart.so.13").cudaHostAlloc
+    assert runtime is not None
+    pointer = ctypes.c_void_p()
+    start = time.perf_counter()
+    status = allocate(ctypes.byref(pointer), ctypes.c_size_t(nbytes), ctypes.c_uint(3))
+    took = time.perf_counter() - start
+    if status != 0:
+        raise SystemExit(f"memory_kinds: cudaHostAlloc of {nbytes} bytes failed with {status}")
+    shape = (ctypes.c_int64 * 1)(nbytes // 4)
+    managed = DLTensor(
+        data=pointer, device_type=2, ndim=1, code=0, bits=32, lanes=1, shape=shape, strides=None
+    )
+    host_alloc.keep = (*getattr(host_alloc, "keep", ()), managed, shape)  # type: ignore[attr-defined]
+    capsule_of = ctypes.pythonapi.PyCapsule_New
+    capsule_of.restype = ctypes.py_object
+    capsule_of.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    return took, torch.utils.dlpack.from_dlpack(
+        capsule_of(ctypes.addressof(managed), b"dltensor", None)
+    )
+
+
+def bring_up(size_gib: int) -> None:
+    """Print how long each kind takes to come up, and at what speed the GPU reads it."""
+    nbytes = size_gib * GIB
+    # On a virtual machine, host memory that is used for the first time also waits for the
+    # hypervisor: once, whoever asks. What is timed uses memory that was used before.
+    tensor_in("pinned", 3 * nbytes)
+    torch.cuda.empty_cache()
+    native, plain = host_alloc(nbytes)
+    plain.fill_(1)
+    plain_gbs = read_gbs(plain)
+    print(f"cudaHostAlloc  {native * 1e3 / size_gib:8.1f} ms/GiB  read {plain_gbs:7.1f} GB/s")
+    for kind in ("pinned", "numa", "split", "device", "managed"):
+        made: list[torch.Tensor] = []
+        took = seconds(lambda kind=kind, made=made: made.append(tensor_in(kind, nbytes)))  # type: ignore[misc]
+        (tensor,) = made
+        touch = seconds(lambda tensor=tensor: tensor.fill_(1))  # type: ignore[misc]
+        write = seconds(lambda tensor=tensor: tensor.fill_(2))  # type: ignore[misc]
+        gbs = read_gbs(tensor)
+        print(
+            f"{kind:13s}  {took * 1e3 / size_gib:8.1f} ms/GiB  read {gbs:7.1f} GB/s  "
+            f"write {nbytes / write / 1e9:7.1f} GB/s  first touch {touch * 1e3 / size_gib:7.1f} "
+            f"ms/GiB  (x{native / took:.1f} of cudaHostAlloc's speed, read {gbs / plain_gbs:.3f})",
+            flush=True,
+        )
+        del tensor
+        made.clear()
+        torch.cuda.empty_cache()
+
+
+def split_sweep(size_gib: int) -> None:
+    """Print the read bandwidth of both constructions of a split tensor, beside the link's bound."""
+    nbytes = size_gib * GIB
+    host = tensor_in("pinned", nbytes)
+    host.fill_(1)
+    link = swept_gbs(host)
+    del host
+    torch.cuda.empty_cache()
+    print(f"split, {size_gib} GiB; the link alone: {link:.1f} GB/s")
+    for sixteenths in (1, 2, 4, 8):
+        on_host = sixteenths / 16
+        bound = link / on_host
+        mapped = tensor_in("split", nbytes, device_fraction=1 - on_host)
+        mapped.fill_(1)
+        as_mapped = swept_gbs(mapped)
+        del mapped
+        torch.cuda.empty_cache()
+        managed = tensor_in("managed", nbytes)
+        head = managed[: int(managed.numel() * (1 - on_host))]
+        tail = managed[head.numel() :]
+        egm_alloc.advise(tail, preferred_location="host", accessed_by=("device", "host"))
+        egm_alloc.prefetch(head, "device")
+        egm_alloc.prefetch(tail, "host")
+        managed.fill_(1)
+        as_managed = swept_gbs(managed)
+        print(
+            f"{sixteenths:2d}/16 on the host: bound {bound:6.1f}  mapped {as_mapped:6.1f} "
+            f"({as_mapped / bound:.3f})  managed {as_managed:6.1f} ({as_managed / bound:.3f}) GB/s",
+            flush=True,
+        )
+        del managed, head, tail
+        torch.cuda.empty_cache()
+
+
+def stalls() -> None:
+    """Print the longest that a small allocation took while another thread brings memory up."""
+    for size_gib in (1, 8, 32):
+        waits: list[float] = []
+        done = threading.Event()
+
+        def small(waits: list[float] = waits, done: threading.Event = done) -> None:
+            while not done.is_set():
+                start = time.perf_counter()
+                torch.empty(3 * MIB, dtype=torch.uint8, device="cuda")
+                torch.empty(256, dtype=torch.uint8, device="cuda")
+                waits.append(time.perf_counter() - start)
+                time.sleep(0.0005)
+
+        torch.empty(3 * MIB, dtype=torch.uint8, device="cuda")
+        thread = threading.Thread(target=small)
+        thread.start()
+        time.sleep(0.05)
+        before = max(waits)
+        waits.clear()
+        start = time.perf_counter()
+        tensor = tensor_in("pinned", size_gib * GIB)
+        took = time.perf_counter() - start
+        done.set()
+        thread.join()
+        print(
+            f"pinned {size_gib:2d} GiB up in {took:6.2f} s; longest small allocation beside it "
+            f"{max(waits) * 1e3:7.2f} ms, median {sorted(waits)[len(waits) // 2] * 1e6:.0f} us "
+            f"(without: {before * 1e3:.2f} ms)",
+            flush=True,
+        )
+        del tensor
+        torch.cuda.empty_cache()
+
+
+def moves() -> None:
+    """Print how fast the boundary of a split tensor moves, and that contents stay."""
+    tensor = tensor_in("split", 2 * GIB, device_fraction=0.5)
+    tensor.copy_(torch.arange(tensor.numel(), dtype=torch.int32, device="cuda"))
+    check = tensor.sum(dtype=torch.int64)
+    for fraction in (1.0, 0.0, 0.75):
+        start = time.perf_counter()
+        moved = egm_alloc.migrate(tensor, device_fraction=fraction)
+        took = time.perf_counter() - start
+        assert torch.equal(tensor.sum(dtype=torch.int64), check)
+        print(
+            f"migrate to {fraction}: {moved / MIB:.0f} MiB, {took / (moved / GIB) * 1e3:.1f} ms/GiB"
+        )
+    del tensor
+    torch.cuda.empty_cache()
+
+
+def products() -> None:
+    """Print whether products of split tensors are those of plain ones, bit for bit."""
+    torch.manual_seed(0)
+    with egm_alloc.place("split", device_fraction=0.5):
+        a = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
+        b = torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16)
+    plain = a.clone() @ b.clone()
+    assert egm_alloc.info(a).backing == "split"
+    print("product of split tensors bit-equal to plain ones:", bool(torch.equal(a @ b, plain)))
+
+
+def spilling() -> None:
+    """Print where requests go with most of HBM taken, and that they come back."""
+    egm_alloc.enable(threshold_gib=64)
+    free, _ = torch.cuda.mem_get_info()
+    with egm_alloc.place("device"):
+        ballast = torch.empty(free - 4 * GIB, dtype=torch.uint8, device="cuda")
+    pieces = [
+        torch.full((GIB // 4,), index, dtype=torch.int32, device="cuda") for index in range(6)
+    ]
+    print("six of 1 GiB with 4 GiB free:", [egm_alloc.info(piece).backing for piece in pieces])
+    assert all(bool((piece == index).all()) for index, piece in enumerate(pieces))
+    print(
+        "num_ooms",
+        torch.cuda.memory_stats()["num_ooms"],
+        "spills",
+        egm_alloc.stats().extended["pinned"].spills,
+    )
+    del pieces, ballast
+    torch.cuda.empty_cache()
+    print("afterwards:", egm_alloc.info(torch.empty(GIB, dtype=torch.uint8, device="cuda")).tier)
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory_kinds", description=__doc__)
+    parser.add_argument("--size-gib", type=int, default=8, help="of each tensor (default 8)")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("memory_kinds: no GPU here")
+    egm_alloc.enable(threshold_gib=64)
+    torch.empty(1, device="cuda")
+    print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}", flush=True)
+    bring_up(arguments.size_gib)
+    split_sweep(4)
+    products()
+    moves()
+    stalls()
+    spilling()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

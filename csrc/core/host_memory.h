@@ -1,0 +1,30 @@
+// How much host memory there is and how much of it may still be taken, asked from the kernel.
+// Pure reading of /proc and /sys; what must stay free of it is in reserve.h.
+#pragma once
+
+#include <optional>
+#include <set>
+#include <string>
+
+#include "core/units.h"
+
+namespace egm {
+
+struct HostMemory {
+  Bytes total;      // of the nodes and the control groups this process may use
+  Bytes available;  // what can be taken now without pushing anything out: the least of all limits
+  std::string limited_by;  // which limit that is, for messages
+};
+
+// hbm_nodes: NUMA nodes that are GPU memory (GH200, GB200): the kernel counts them in
+// MemAvailable, and here they do not count. `root` goes before /proc and /sys, for tests.
+// Seen are MemAvailable, the cpuset and control groups of both versions; not the memory policy of
+// a thread (numactl --membind), which no file tells cheaply. Limits that cannot be read are
+// skipped; throws std::runtime_error, which names the file, if there is none left.
+HostMemory host_memory(const std::set<int>& hbm_nodes, const std::string& root = "");
+
+// Bytes of EGM carve-outs: memory that the kernel does not own, reachable only through the GPU's
+// driver. Nothing if the driver shows none.
+std::optional<Bytes> egm_carveout(const std::string& root = "");
+
+}  // namespace egm

@@ -1,0 +1,56 @@
+// What fits beside the reserve, and the sentence for what does not.
+#include "core/reserve.h"
+
+#include <algorithm>
+#include <iomanip>
+#include <locale>
+#include <sstream>
+
+namespace egm {
+namespace {
+
+std::string in_words(Bytes size) {
+  std::ostringstream text;
+  text.imbue(std::locale::classic());
+  text << std::fixed << std::setprecision(2) << size.in_gib() << " GiB";
+  return text.str();
+}
+
+}  // namespace
+
+std::optional<std::string> over_reserve(const ReserveQuestion& question) {
+  // What is still needed once all that is available is used up. Part by part, because the sum of
+  // the parts may not fit a number.
+  Bytes left = question.host.available;
+  Bytes missing;
+  for (const Bytes part : {question.reserve, question.promised, question.pending, question.asked}) {
+    missing = saturated_sum(missing, difference_or_zero(part, left));
+    left = difference_or_zero(left, part);
+  }
+  if (missing == Bytes(0)) return std::nullopt;
+  return in_words(question.asked) + " (" + std::to_string(question.asked.count()) +
+         " bytes) of host memory would cut into the reserve of " + in_words(question.reserve) +
+         " that must stay free: of " + in_words(question.host.total) + ", " +
+         in_words(question.host.available) + " can be taken (limited by " +
+         question.host.limited_by + "); " + in_words(question.promised) +
+         " of that is promised to managed memory that is not populated yet and " +
+         in_words(question.pending) + " to requests under way, so that " + in_words(missing) +
+         " (" + std::to_string(missing.count()) +
+         " bytes) are missing. Lower host_reserve_gib (EGM_ALLOC_HOST_RESERVE_GIB), free tensors "
+         "or call torch.cuda.empty_cache().";
+}
+
+Bytes default_reserve(Bytes total) { return Bytes(total.count() / 20); }
+
+Bytes promised_to_host(Bytes managed_prefers_host_unpopulated, Bytes managed_other_total,
+                       Bytes managed_other_unpopulated, Bytes hbm_reserved_otherwise,
+                       Bytes hbm_total) {
+  // managed_other_total + hbm_reserved_otherwise - hbm_total, or 0, without leaving the range.
+  const Bytes room = difference_or_zero(hbm_total, managed_other_total);
+  const Bytes overflow = saturated_sum(difference_or_zero(managed_other_total, hbm_total),
+                                       difference_or_zero(hbm_reserved_otherwise, room));
+  return saturated_sum(managed_prefers_host_unpopulated,
+                       std::min(managed_other_unpopulated, overflow));
+}
+
+}  // namespace egm

@@ -1,0 +1,27 @@
+// What can be asked of managed memory that exists: advice and prefetching.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <optional>
+
+#include "core/config.h"
+#include "core/units.h"
+
+namespace egm {
+
+// What to change; what is empty stays as it is.
+struct AdviceChange {
+  // Set, or with no location unset.
+  std::optional<std::optional<Location>> preferred_location;
+  std::optional<bool> accessed_by_device;
+  std::optional<bool> accessed_by_host;
+  std::optional<bool> read_mostly;
+};
+
+// Both act on whole pages and throw CudaError; what was changed before the failure stays changed.
+void advise_managed(void* address, Bytes size, DeviceIndex device, const AdviceChange& change);
+void prefetch_managed(void* address, Bytes size, DeviceIndex device, Location to,
+                      cudaStream_t stream);
+
+}  // namespace egm

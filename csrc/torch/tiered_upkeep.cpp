@@ -1,0 +1,143 @@
+// What is done around a request: bringing memory up before it, giving memory back after it. Which
+// requests are diverted is in tiered_allocator.cpp.
+#include <c10/cuda/CUDAFunctions.h>
+
+#include <utility>
+
+#include "core/state.h"
+#include "cuda/errors.h"
+#include "cuda/mapped_ranges.h"
+#include "torch/tiered_allocator.h"
+
+namespace egm {
+
+// The segment that torch asks for if its cache misses (get_allocation_size in
+// c10/cuda/CUDACachingAllocator.cpp); settings such as roundup_power2_divisions may make it larger.
+Bytes TieredAllocator::segment_size(Bytes request) {
+  constexpr Bytes kRounding = mib(2);
+  if (request <= mib(1)) return kRounding;
+  if (request < mib(10)) return mib(20);
+  return Bytes((request.count() + kRounding.count() - 1) / kRounding.count() * kRounding.count());
+}
+
+// Before the gate and torch's lock, under which it would hold up every other thread. If it cannot
+// be had, what is cached is given back for it; then it is out of memory, before torch is asked.
+void TieredAllocator::bring_up(Device& own, const Request& request, const Config& config,
+                               const Placement& placement, Diversion& diversion) {
+  const Request segment{segment_size(request.size), request.device, diversion.stream};
+  {
+    GateScope gate(own.gate);
+    const Pool& pool = own.pools.live(placement, request.size);
+    const auto stream = static_cast<cudaStream_t>(diversion.stream);
+    if (own.pools.has_cached(pool, request.size, stream)) return;
+    // Before it is tried: only what is not served counts as refused.
+    if (exceeds_limit(own, segment.size, config)) give_back_cached(own);
+  }
+  try {
+    diversion.ready = std::make_unique<ReadySegment>(segment, placement);
+    return;
+  } catch (const LimitExceeded& error) {
+    TORCH_CHECK_WITH(OutOfMemoryError, false, describe_tiers(own.index, error.what()));
+  } catch (const std::runtime_error&) {
+    // HBM may be cached by torch too, and memory of the host by any device.
+    emptyCache();
+  }
+  try {
+    diversion.ready = std::make_unique<ReadySegment>(segment, placement);
+  } catch (const std::runtime_error& error) {
+    TORCH_CHECK_WITH(OutOfMemoryError, false, describe_tiers(own.index, error.what()));
+  }
+}
+
+// A cached split segment may have been migrated by its last user. The request is served; should the
+// boundary not move back, the tensor is only slower or faster than it was to be.
+void TieredAllocator::restore_boundary(Device& own, const Placement& placement,
+                                       const void* served) {
+  const auto segment = state().segments.find(served);
+  const auto parts = segment ? range_parts(segment->base) : std::nullopt;
+  if (!parts || own.recordings.any()) return;
+  const Bytes wanted = device_share(segment->size, placement.device_fraction);
+  const Bytes whole(wanted.count() / parts->chunk.count() * parts->chunk.count());
+  const bool all = wanted >= segment->size;
+  if (all ? parts->on_device >= wanted : parts->on_device == whole) return;
+  try {
+    move_range_boundary(segment->base, wanted);
+  } catch (const CudaError&) {
+    // HBM or the host is short of it.
+  }
+}
+
+// Served from HBM again while spilled memory is held: now and then what has become free of it is
+// given back to the host. How often is arbitrary; it costs some microseconds.
+void TieredAllocator::after_spill() {
+  constexpr unsigned kEvery = 64;
+  if (++served_since_spill_ % kEvery != 0) return;
+  // First: another thread may spill meanwhile.
+  holds_spilled_ = false;
+  bool held = false;
+  const auto count = c10::cuda::device_count();
+  for (c10::DeviceIndex index = 0; index < count; ++index) {
+    Device& own = device(index);
+    GateScope gate(own.gate);
+    if (!own.pools.any_spilled()) continue;
+    if (!own.recordings.any()) {
+      own.pools.retire_spilled();
+      own.pools.empty_retired();
+    }
+    held = held || own.pools.any_spilled();
+  }
+  if (held) holds_spilled_ = true;
+}
+
+// torch 2.11 and 2.12 look whether recorded streams have finished only in an allocation outside of
+// any recording. In mode "managed" there might be none, and blocks would pile up.
+void TieredAllocator::process_pending_events(cudaStream_t stream) {
+  try {
+    target()->raw_delete(target()->raw_alloc_with_stream(512, stream));
+  } catch (const c10::OutOfMemoryError&) {
+    // HBM is full; the events were looked at all the same.
+  }
+}
+
+// Under the gate. A miss is the time to give back what retired pools have cached since. The request
+// is served or has failed already; nothing here may change that.
+void TieredAllocator::tidy_after_diversion(Device& own, const Diversion& diversion) noexcept {
+  try {
+    own.fraction.allow_extended(Bytes(0));
+    if (own.recordings.any()) return;
+    if (!own.postponed_empties.empty()) empty_postponed(own);
+    if (diversion.missed && own.pools.any_retired()) own.pools.empty_retired();
+  } catch (const std::exception&) {
+    // What was not given back is tried again next time.
+  }
+}
+
+// Under the gate.
+void TieredAllocator::give_back_cached(Device& own) {
+  own.pools.retire_all();
+  if (own.recordings.any()) {
+    // The one call that torch 2.11 and 2.12 allow beside a recording of somebody else's.
+    target()->emptyCache({0, 0});
+    own.pools.note_forgotten();
+  } else {
+    own.pools.empty_retired();
+  }
+}
+
+// Under the gate.
+void TieredAllocator::empty_postponed(Device& own) {
+  own.pools.stop_recording();
+  for (const auto& id : std::exchange(own.postponed_empties, {})) target()->emptyCache(id);
+}
+
+std::string TieredAllocator::describe_tiers(c10::DeviceIndex index, const std::string& failure) {
+  const Bytes extended = state().ledger.reserved(index);
+  std::string text = "egm_alloc: on device " + std::to_string(index) +
+                     " torch holds in the device tier " + describe(report(index).device_reserved) +
+                     " and in the extended tier " + describe(extended);
+  if (const auto limit = state().config.get().limit) text += " of a limit of " + describe(*limit);
+  if (!failure.empty()) text += "; " + failure;
+  return text;
+}
+
+}  // namespace egm

@@ -1,0 +1,106 @@
+// What fits beside the reserve, and what managed memory may still take of the host.
+#include <cstdint>
+#include <string>
+
+#include "checks.h"
+#include "core/reserve.h"
+#include "core/units.h"
+
+namespace {
+
+using namespace egm;
+
+constexpr Bytes kMost(UINT64_MAX);
+
+ReserveQuestion question() {
+  return {gib(3), gib(5), gib(2), gib(24), {gib(480), gib(34), "cgroup limit of /x (memory.max)"}};
+}
+
+void what_fits_exactly_fits() {
+  expect(!over_reserve(question()), "to the byte");
+  for (const auto part : {&ReserveQuestion::asked, &ReserveQuestion::promised,
+                          &ReserveQuestion::pending, &ReserveQuestion::reserve}) {
+    auto more = question();
+    more.*part = more.*part + Bytes(1);
+    expect(over_reserve(more).has_value(), "one byte more of any part does not");
+  }
+  auto less = question();
+  less.host.available = less.host.available - Bytes(1);
+  expect(over_reserve(less).has_value(), "one byte less available does not");
+  expect(!over_reserve({}), "nothing of nothing");
+}
+
+void sums_that_wrap_do_not_fit() {
+  for (const auto one : {&ReserveQuestion::asked, &ReserveQuestion::promised,
+                         &ReserveQuestion::pending, &ReserveQuestion::reserve}) {
+    ReserveQuestion most{Bytes(1), Bytes(1), Bytes(1), Bytes(1), {kMost, kMost, "x"}};
+    most.*one = kMost;
+    expect(over_reserve(most).has_value(), "more than a number holds");
+    most.host.available = Bytes(2);
+    expect(over_reserve(most).has_value(), "nor where little is available");
+  }
+  expect(over_reserve({kMost, kMost, kMost, kMost, {kMost, kMost, "x"}}).has_value(), "all");
+}
+
+void the_sentence_names_everything() {
+  auto asked = question();
+  asked.asked = gib(4) + mib(512);
+  expect(over_reserve(asked).value_or("") ==
+             "4.50 GiB (4831838208 bytes) of host memory would cut into the reserve of 24.00 GiB "
+             "that must stay free: of 480.00 GiB, 34.00 GiB can be taken (limited by cgroup limit "
+             "of /x (memory.max)); 5.00 GiB of that is promised to managed memory that is not "
+             "populated yet and 2.00 GiB to requests under way, so that 1.50 GiB (1610612736 "
+             "bytes) are missing. Lower host_reserve_gib (EGM_ALLOC_HOST_RESERVE_GIB), free "
+             "tensors or call torch.cuda.empty_cache().",
+         "sentence: " + over_reserve(asked).value_or("none"));
+}
+
+void what_is_missing_counts_from_nothing_left() {
+  auto little = question();
+  little.host.available = gib(10);
+  expect(over_reserve(little).value_or("").find("so that 24.00 GiB (25769803776 bytes) are") !=
+             std::string::npos,
+         "the reserve alone is too much: " + over_reserve(little).value_or("none"));
+}
+
+void the_default_is_a_twentieth() {
+  expect(default_reserve(gib(480)) == gib(24), "5 %");
+  expect(default_reserve(Bytes(19)) == Bytes(0) && default_reserve(kMost) < kMost, "ends");
+}
+
+void promises_are_what_hbm_cannot_hold() {
+  const Bytes none(0);
+  expect(promised_to_host(gib(7), none, none, none, gib(80)) == gib(7),
+         "all that prefers the host");
+  expect(promised_to_host(none, gib(70), gib(70), gib(10), gib(80)) == none, "fits exactly");
+  expect(promised_to_host(none, gib(70), gib(70), gib(10) + Bytes(1), gib(80)) == Bytes(1),
+         "one byte too much");
+  expect(promised_to_host(none, gib(100), gib(100), none, gib(80)) == gib(20), "managed alone");
+  expect(promised_to_host(none, gib(100), gib(100), gib(30), gib(80)) == gib(50), "both");
+  expect(promised_to_host(none, gib(100), gib(15), gib(30), gib(80)) == gib(15),
+         "not more than is unpopulated");
+  expect(promised_to_host(gib(7), gib(100), gib(100), none, gib(80)) == gib(27), "the sum");
+  expect(promised_to_host(none, gib(1), gib(1), gib(90), gib(80)) == gib(1), "HBM is full already");
+  expect(promised_to_host(none, gib(1), gib(1), none, none) == gib(1), "no HBM");
+}
+
+void promises_do_not_wrap() {
+  const Bytes none(0);
+  expect(promised_to_host(kMost, kMost, kMost, kMost, none) == kMost, "everything");
+  expect(promised_to_host(none, kMost, kMost, kMost, kMost) == kMost, "exactly HBM twice");
+  expect(promised_to_host(none, none, none, none, kMost) == none, "all HBM is free");
+  expect(promised_to_host(kMost, gib(2), gib(2), none, gib(1)) == kMost, "the sum");
+}
+
+}  // namespace
+
+int main() {
+  what_fits_exactly_fits();
+  sums_that_wrap_do_not_fit();
+  the_sentence_names_everything();
+  what_is_missing_counts_from_nothing_left();
+  the_default_is_a_twentieth();
+  promises_are_what_hbm_cannot_hold();
+  promises_do_not_wrap();
+  return exit_status();
+}

@@ -1,0 +1,75 @@
+// The simulated machine's host memory, as the kernel would show it: C++ streams and directory
+// listings of the files named here read those under EGM_SIM_HOST_ROOT. launch.py writes them.
+#include <dirent.h>
+#include <dlfcn.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <string>
+
+namespace {
+
+constexpr const char* kSimulated[] = {
+    "/proc/meminfo",        "/proc/self/status",        "/proc/self/cgroup",
+    "/proc/self/mountinfo", "/sys/devices/system/node", "/sys/fs/cgroup",
+    "/sys/class/egm",
+};
+
+std::mutex& mutex() {
+  static auto* const instance = new std::mutex;
+  return *instance;
+}
+
+// Empty: the real machine's files.
+std::string& root() {
+  static auto* const instance = [] {
+    const char* const configured = std::getenv("EGM_SIM_HOST_ROOT");
+    return new std::string(configured == nullptr ? "" : configured);
+  }();
+  return *instance;
+}
+
+// Where to look instead, or the path itself.
+std::string redirected(const char* path) {
+  for (const char* prefix : kSimulated) {
+    if (std::strncmp(path, prefix, std::strlen(prefix)) == 0) {
+      std::lock_guard<std::mutex> lock(mutex());
+      return root() + path;
+    }
+  }
+  return path;
+}
+
+template <typename Function>
+Function* next(const char* name) {
+  return reinterpret_cast<Function*>(dlsym(RTLD_NEXT, name));
+}
+
+}  // namespace
+
+extern "C" {
+
+// Another folder of files for this process.
+void egm_sim_set_host_root(const char* path) {
+  std::lock_guard<std::mutex> lock(mutex());
+  root() = path;
+}
+
+FILE* fopen(const char* path, const char* mode) {
+  static const auto real = next<FILE*(const char*, const char*)>("fopen");
+  return real(redirected(path).c_str(), mode);
+}
+
+FILE* fopen64(const char* path, const char* mode) {
+  static const auto real = next<FILE*(const char*, const char*)>("fopen64");
+  return real(redirected(path).c_str(), mode);
+}
+
+DIR* opendir(const char* path) {
+  static const auto real = next<DIR*(const char*)>("opendir");
+  return real(redirected(path).c_str());
+}
+
+}  // extern "C"

@@ -1,0 +1,41 @@
+"""The simulated machine's host memory, in files as the kernel has them; see csrc/host_files.cpp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+DEFAULT_HOST_GIB = 512.0
+
+
+def write_host(root: Path, total_gib: float, available_gib: float) -> Path:
+    """Write the files of a host with one NUMA node and no control group.
+
+    Parameters
+    ----------
+    root : Path
+        The folder that stands for ``/``; made if need be.
+    total_gib, available_gib : float
+        Its memory, and what can be taken of it.
+
+    Returns
+    -------
+    Path
+        `root`.
+    """
+    total, available = (int(gib * (1 << 20)) for gib in (total_gib, available_gib))
+    files = {
+        "proc/meminfo": f"MemTotal: {total} kB\nMemFree: {available} kB\n"
+        f"MemAvailable: {available} kB\n",
+        "proc/self/status": "Name:\tsimulated\nMems_allowed_list:\t0\n",
+        "proc/self/cgroup": "0::/\n",
+        "sys/devices/system/node/node0/meminfo": f"Node 0 MemTotal: {total} kB\n"
+        f"Node 0 MemFree: {available} kB\n",
+    }
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Whole at once: other processes may be reading it.
+        partial = path.with_name(f"{path.name}.{id(text)}.partial")
+        partial.write_text(text)
+        partial.replace(path)
+    return root
