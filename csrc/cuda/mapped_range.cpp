@@ -90,7 +90,7 @@ void map_at(CUdeviceptr at, Bytes size, const Physical& physical, DeviceIndex de
 
 MappedRange::MappedRange(Bytes size, Bytes device_part, DeviceIndex device,
                          const std::vector<DeviceIndex>& peers)
-    : device_(device), readers_(peers) {
+    : device_(device), size_(size), readers_(peers) {
   readers_.insert(readers_.begin(), device);
   const bool any_on_host = device_part < size;
   if (any_on_host) host_node_ = host_node_of(device);
@@ -105,8 +105,7 @@ MappedRange::MappedRange(Bytes size, Bytes device_part, DeviceIndex device,
   }
   chunk_ = Bytes(round_up(std::max<uint64_t>(1, size.count() / kMostChunks), granularity));
   chunks_ = round_up(size.count(), chunk_.count()) / chunk_.count();
-  // The last chunk may be larger than what is left of the size for it.
-  device_chunks_ = any_on_host ? device_part.count() / chunk_.count() : chunks_;
+  device_chunks_ = chunks_of(device_part);
   const size_t total = chunks_ * chunk_.count();
   check(driver().address_reserve(&base_, total, granularity, 0, 0), "cuMemAddressReserve",
         Bytes(total), device);
@@ -121,6 +120,11 @@ MappedRange::MappedRange(Bytes size, Bytes device_part, DeviceIndex device,
 }
 
 MappedRange::~MappedRange() { unmap_all(); }
+
+// Rounded down; but all is all, though the last chunk may be larger than what is left for it.
+size_t MappedRange::chunks_of(Bytes part) const {
+  return part >= size_ ? chunks_ : part.count() / chunk_.count();
+}
 
 void MappedRange::unmap_all() noexcept {
   if (mapped_ > 0) driver().unmap(base_, mapped_ * chunk_.count());
@@ -157,7 +161,7 @@ void MappedRange::allow(DeviceIndex peer) {
 }
 
 Bytes MappedRange::move_boundary(Bytes device_part) {
-  const size_t wanted = std::min<size_t>(chunks_, device_part.count() / chunk_.count());
+  const size_t wanted = chunks_of(device_part);
   if (wanted < chunks_ && host_node_ < 0) host_node_ = host_node_of(device_);
   size_t moved = 0;
   for (; device_chunks_ < wanted; ++device_chunks_, ++moved) move_chunk(device_chunks_, true);

@@ -38,12 +38,14 @@ class MappedRange {
   Bytes move_boundary(Bytes device_part);
 
  private:
+  size_t chunks_of(Bytes part) const;
   void unmap_all() noexcept;
   void map_chunk(size_t index, bool on_device);
   void move_chunk(size_t index, bool to_device);
   void set_access(CUdeviceptr at, Bytes size) const;
 
   const DeviceIndex device_;
+  const Bytes size_;
   std::vector<DeviceIndex> readers_;
   int host_node_ = -1;
   Bytes chunk_;
