@@ -46,15 +46,23 @@ def read_gbs(tensor: torch.Tensor) -> float:
     return nbytes / min(seconds(tensor.max) for _ in range(5)) / 1e9
 
 
-def swept_gbs(tensor: torch.Tensor) -> float:
-    """Return the bandwidth of a kernel that reads 16 parts of a tensor at once, in GB/s.
+def swept_gbs(tensor: torch.Tensor, on_host: float) -> float:
+    """Return the bandwidth of reading all of a tensor in GB/s, its two parts at the same time.
 
-    A kernel that reads from the beginning to the end would read HBM and the host in turns.
+    One kernel from the beginning to the end would read HBM and the host in turns.
     """
+    head = tensor[: int(tensor.numel() * (1 - on_host))]
+    tail = tensor[head.numel() :]
+    side = torch.cuda.Stream()
+
+    def sweep() -> None:
+        with torch.cuda.stream(side):
+            tail.max()
+        head.max()
+
+    tail.max(), head.max()
     nbytes = tensor.numel() * tensor.element_size()
-    parts = tensor.view(16, -1)
-    out = parts.amax(0)
-    return nbytes / min(seconds(lambda: torch.amax(parts, 0, out=out)) for _ in range(8)) / 1e9
+    return nbytes / min(seconds(sweep) for _ in range(8)) / 1e9
 
 
 def host_alloc(nbytes: int) -> tuple[float, torch.Tensor]:
@@ -132,7 +140,7 @@ def split_sweep(size_gib: int) -> None:
     nbytes = size_gib * GIB
     host = tensor_in("pinned", nbytes)
     host.fill_(1)
-    link = swept_gbs(host)
+    link = read_gbs(host)
     del host
     torch.cuda.empty_cache()
     print(f"split, {size_gib} GiB; the link alone: {link:.1f} GB/s")
@@ -141,7 +149,7 @@ def split_sweep(size_gib: int) -> None:
         bound = link / on_host
         mapped = tensor_in("split", nbytes, device_fraction=1 - on_host)
         mapped.fill_(1)
-        as_mapped = swept_gbs(mapped)
+        as_mapped = swept_gbs(mapped, on_host)
         del mapped
         torch.cuda.empty_cache()
         managed = tensor_in("managed", nbytes)
@@ -151,7 +159,7 @@ def split_sweep(size_gib: int) -> None:
         egm_alloc.prefetch(head, "device")
         egm_alloc.prefetch(tail, "host")
         managed.fill_(1)
-        as_managed = swept_gbs(managed)
+        as_managed = swept_gbs(managed, on_host)
         print(
             f"{sixteenths:2d}/16 on the host: bound {bound:6.1f}  mapped {as_mapped:6.1f} "
             f"({as_mapped / bound:.3f})  managed {as_managed:6.1f} ({as_managed / bound:.3f}) GB/s",
@@ -246,22 +254,31 @@ def spilling() -> None:
     print("afterwards:", egm_alloc.info(torch.empty(GIB, dtype=torch.uint8, device="cuda")).tier)
 
 
+PARTS: dict[str, Callable[[], None]] = {
+    "bring-up": lambda: bring_up(8),
+    "split": lambda: split_sweep(4),
+    "products": products,
+    "moves": moves,
+    "stalls": stalls,
+    "spilling": spilling,
+}
+
+
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory_kinds", description=__doc__)
-    parser.add_argument("--size-gib", type=int, default=8, help="of each tensor (default 8)")
+    parser.add_argument("--only", default="", metavar="PART", help=f"one of {', '.join(PARTS)}")
     arguments = parser.parse_args()
+    if arguments.only and arguments.only not in PARTS:
+        parser.error(f"--only is {arguments.only!r}; allowed: {', '.join(PARTS)}")
     if not torch.cuda.is_available():
         raise SystemExit("memory_kinds: no GPU here")
     egm_alloc.enable(threshold_gib=64)
     torch.empty(1, device="cuda")
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}", flush=True)
-    bring_up(arguments.size_gib)
-    split_sweep(4)
-    products()
-    moves()
-    stalls()
-    spilling()
+    for name, part in PARTS.items():
+        if arguments.only in {"", name}:
+            part()
     return 0
 
 
