@@ -1,4 +1,4 @@
-"""Every kind of extended memory under real kernels: contents, streams, captures, moves, spilling."""
+"""Every kind of memory under real kernels: contents, streams, captures, moves, spilling."""
 
 from __future__ import annotations
 
