@@ -23,6 +23,7 @@ _MAX_DEVICES = 128  # torch's DeviceIndex is an int8_t (c10/core/Device.h)
 
 MODES = ("tiered", "managed")
 BACKINGS = ("managed", "device", "pinned", "numa", "split")
+BACKING_CHOICES = (*BACKINGS, "auto")
 LOCATIONS = ("device", "host")
 
 
@@ -71,7 +72,7 @@ def _check_mode(name: str, value: object) -> str:
 
 
 def _check_backing(name: str, value: object) -> str:
-    return _check_choice(name, value, BACKINGS)
+    return _check_choice(name, value, BACKING_CHOICES)
 
 
 def _check_preferred_location(name: str, value: object) -> str | None:
@@ -205,8 +206,9 @@ class Config:
         The devices it acts on. Kept as ``"all"`` or a sorted tuple of indices.
     mode : {"tiered", "managed"}
         ``"tiered"``: small in HBM, large extended. ``"managed"``: everything in managed memory.
-    backing : {"managed", "device", "pinned", "numa", "split"}
-        Where the memory of the extended tier comes from. Mode ``"managed"`` needs ``"managed"``.
+    backing : {"managed", "device", "pinned", "numa", "split", "auto"}
+        Where the memory of the extended tier comes from. ``"auto"`` is what suits each device;
+        `doctor` says what that is, and why. Mode ``"managed"`` needs ``"managed"``.
     preferred_location : {"device", "host"} or None
         Advice on managed memory: where its pages should be.
     accessed_by : tuple or list of {"device", "host"}
@@ -219,7 +221,7 @@ class Config:
         Backing ``"split"``: the part of each tensor that is in HBM, from 0 to 1.
     spill : bool
         Whether requests below the threshold that HBM cannot hold are served from host memory
-        (backing ``"pinned"``, or ``"numa"`` if that is `backing`) instead of raising.
+        (backing ``"pinned"``, or ``"numa"`` if `backing` is or means that) instead of raising.
     host_reserve_gib : float or None
         The GiB of host memory that must stay free; None for 5 % of host memory.
 

@@ -67,7 +67,7 @@ def enable(
         The devices to act on.
     mode : {"tiered", "managed"}, optional
         Whether small requests stay in HBM, or everything is in managed memory.
-    backing : {"managed", "device", "pinned", "numa", "split"}, optional
+    backing : {"managed", "device", "pinned", "numa", "split", "auto"}, optional
         Where the memory of the extended tier comes from.
     preferred_location : {"device", "host"} or None, optional
         Advice: where managed pages should be.

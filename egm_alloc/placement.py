@@ -31,8 +31,9 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
 
     Parameters
     ----------
-    backing : {"managed", "device", "pinned", "numa", "split"}
-        Where their memory comes from; ``"device"`` is HBM whatever the size and the mode.
+    backing : {"managed", "device", "pinned", "numa", "split", "auto"}
+        Where their memory comes from; ``"device"`` is HBM whatever the size and the mode, and
+        ``"auto"`` what suits the device.
     device_fraction : float, optional
         Backing ``"split"``: the part of each tensor that is in HBM, from 0 to 1. Default: that of
         the configuration.

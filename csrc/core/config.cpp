@@ -28,8 +28,8 @@ const char* name_of(const Names<Enum, N>& names, Enum value) {
 }
 
 template <typename Enum, size_t N>
-Enum parse(const Names<Enum, N>& names, const std::string& argument, const std::string& text) {
-  std::string allowed;
+Enum parse(const Names<Enum, N>& names, const std::string& argument, const std::string& text,
+           std::string allowed = "") {
   for (const auto& [value, name] : names) {
     if (text == name) return value;
     allowed += (allowed.empty() ? "'" : ", '") + std::string(name) + "'";
@@ -44,7 +44,10 @@ const char* to_string(BackingKind backing) { return name_of(kBackings, backing);
 const char* to_string(Location location) { return name_of(kLocations, location); }
 
 Mode parse_mode(const std::string& text) { return parse(kModes, "mode", text); }
-BackingKind parse_backing(const std::string& text) { return parse(kBackings, "backing", text); }
+std::optional<BackingKind> parse_backing(const std::string& text) {
+  if (text == "auto") return std::nullopt;
+  return parse(kBackings, "backing", text, "'auto'");
+}
 Location parse_location(const std::string& argument, const std::string& text) {
   return parse(kLocations, argument, text);
 }

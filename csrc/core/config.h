@@ -29,7 +29,8 @@ const char* to_string(Location location);
 
 // Throw std::invalid_argument naming the argument, the value and what is allowed.
 Mode parse_mode(const std::string& text);
-BackingKind parse_backing(const std::string& text);
+// Nothing for "auto".
+std::optional<BackingKind> parse_backing(const std::string& text);
 Location parse_location(const std::string& argument, const std::string& text);
 
 // Hints on managed memory (CUDA C++ Programming Guide, "Data Usage Hints").
@@ -49,7 +50,8 @@ struct Config {
   // No set: every device.
   std::optional<std::bitset<kMaxDevices>> devices;
   Mode mode = Mode::kTiered;
-  BackingKind backing = BackingKind::kManaged;
+  // Nothing for "auto": what suits the device (core/auto_backing.h).
+  std::optional<BackingKind> backing = BackingKind::kManaged;
   Advice advice;
   bool prefetch = true;
   std::optional<Bytes> limit;

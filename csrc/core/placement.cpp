@@ -5,6 +5,11 @@ namespace egm {
 
 namespace {
 
+BackingKind resolve(std::optional<BackingKind> backing, const Request& request,
+                    AutoBacking auto_backing) {
+  return backing ? *backing : auto_backing(request.device);
+}
+
 Placement on_backing(BackingKind backing, const Request& request, const Config& config,
                      double device_fraction) {
   Placement placement;
@@ -21,12 +26,13 @@ Placement on_backing(BackingKind backing, const Request& request, const Config& 
 }  // namespace
 
 std::optional<Placement> place(const Request& request, const Config& config,
-                               const PlaceScope* scope) {
+                               const PlaceScope* scope, AutoBacking auto_backing) {
   if (request.size.count() == 0) return std::nullopt;
   const bool large = request.size >= config.threshold;
   if (scope != nullptr && request.size >= scope->min_bytes) {
-    Placement placement = on_backing(scope->backing, request, config, scope->device_fraction);
-    placement.prefetch = scope->backing == BackingKind::kManaged && config.prefetch && !large;
+    const BackingKind kind = resolve(scope->backing, request, auto_backing);
+    Placement placement = on_backing(kind, request, config, scope->device_fraction);
+    placement.prefetch = kind == BackingKind::kManaged && config.prefetch && !large;
     placement.tag = scope->tag;
     return placement;
   }
@@ -39,12 +45,15 @@ std::optional<Placement> place(const Request& request, const Config& config,
     return placement;
   }
   if (!large) return std::nullopt;
-  return on_backing(config.backing, request, config, config.device_fraction);
+  return on_backing(resolve(config.backing, request, auto_backing), request, config,
+                    config.device_fraction);
 }
 
-std::optional<Placement> spill_placement(const Request& request, const Config& config) {
+std::optional<Placement> spill_placement(const Request& request, const Config& config,
+                                         AutoBacking auto_backing) {
   if (!config.spill || !config.acts_on(request.device)) return std::nullopt;
-  const BackingKind kind = is_on_host(config.backing) ? config.backing : BackingKind::kPinned;
+  BackingKind kind = resolve(config.backing, request, auto_backing);
+  if (!is_on_host(kind)) kind = BackingKind::kPinned;
   Placement placement = on_backing(kind, request, config, 0);
   placement.spilled = true;
   return placement;

@@ -39,20 +39,25 @@ struct Placement {
 
 // What a block of code asked for (place() in Python), before the configuration.
 struct PlaceScope {
-  BackingKind backing = BackingKind::kManaged;
+  // Nothing for "auto".
+  std::optional<BackingKind> backing = BackingKind::kManaged;
   double device_fraction = 0;
   int tag = 0;
   // Smaller requests are placed as if there were no scope.
   Bytes min_bytes;
 };
 
+// Says what backing "auto" means on a device; asked only where it is wanted.
+using AutoBacking = BackingKind (*)(DeviceIndex device);
+
 // The extended tier's placement, or nothing: the request stays in the device tier. `scope` may be
 // null.
 std::optional<Placement> place(const Request& request, const Config& config,
-                               const PlaceScope* scope);
+                               const PlaceScope* scope, AutoBacking auto_backing);
 
 // Where a request goes that HBM could not hold, if it may go anywhere.
-std::optional<Placement> spill_placement(const Request& request, const Config& config);
+std::optional<Placement> spill_placement(const Request& request, const Config& config,
+                                         AutoBacking auto_backing);
 
 // The smallest request that `place` sends to the extended tier outside of scopes.
 Bytes smallest_extended(const Config& config);

@@ -9,6 +9,7 @@
 
 #include "core/state.h"
 #include "cuda/errors.h"
+#include "cuda/traits.h"
 #include "torch/warnings.h"
 
 namespace egm {
@@ -143,7 +144,8 @@ TieredAllocator::Answer<AskNative> TieredAllocator::serve(size_t nbytes,
   }
   const Config& config = state().config.get();
   const Request request{Bytes(nbytes), c10::cuda::current_device()};
-  const auto placement = place(request, config, placed ? &thread.place->scope : nullptr);
+  const auto placement =
+      place(request, config, placed ? &thread.place->scope : nullptr, auto_backing);
   // With caching off (torch.cuda.caching_allocator_enable(False)) torch ignores pools.
   if (!placement || !target()->isEnabled() || claimed_by_user(request.device, stream)) {
     return serve_from_hbm(thread, nbytes, stream, ask_native);
@@ -211,8 +213,9 @@ TieredAllocator::Answer<AskNative> TieredAllocator::serve_from_hbm(
   }
   const Config& config = state().config.get();
   const Request request{Bytes(nbytes), c10::cuda::current_device()};
-  const auto spill = spills_ && target()->isEnabled() ? spill_placement(request, config)
-                                                      : std::optional<Placement>();
+  const auto spill = spills_ && target()->isEnabled()
+                         ? spill_placement(request, config, auto_backing)
+                         : std::optional<Placement>();
   Device& own = device(static_cast<c10::DeviceIndex>(request.device));
   if (again || !spill) {
     GateScope gate(own.gate, thread);

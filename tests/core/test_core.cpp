@@ -16,6 +16,15 @@ namespace {
 
 using namespace egm;
 
+// No configuration here has the backing "auto".
+std::optional<Placement> place(const Request& request, const Config& config,
+                               const PlaceScope* scope) {
+  return egm::place(request, config, scope, nullptr);
+}
+std::optional<Placement> spill_placement(const Request& request, const Config& config) {
+  return egm::spill_placement(request, config, nullptr);
+}
+
 template <typename Call>
 std::string message_of(const Call& call) {
   try {

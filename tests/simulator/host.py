@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 DEFAULT_HOST_GIB = 512.0
+# Of the presets that have one; as in csrc/machine.cpp.
+EGM_GIB = {"gh200-egm": 400.0}
 
 
-def write_host(root: Path, total_gib: float, available_gib: float) -> Path:
+def write_host(root: Path, total_gib: float, available_gib: float, egm_gib: float = 0) -> Path:
     """Write the files of a host with one NUMA node and no control group.
 
     Parameters
@@ -16,6 +18,8 @@ def write_host(root: Path, total_gib: float, available_gib: float) -> Path:
         The folder that stands for ``/``; made if need be.
     total_gib, available_gib : float
         Its memory, and what can be taken of it.
+    egm_gib : float
+        The carve-out for the GPU, which is no part of that; 0 for none.
 
     Returns
     -------
@@ -31,6 +35,8 @@ def write_host(root: Path, total_gib: float, available_gib: float) -> Path:
         "sys/devices/system/node/node0/meminfo": f"Node 0 MemTotal: {total} kB\n"
         f"Node 0 MemFree: {available} kB\n",
     }
+    if egm_gib:
+        files["sys/class/egm/egm0/egm_size"] = f"{int(egm_gib * (1 << 30))}\n"
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.simulator.build import build
-from tests.simulator.host import DEFAULT_HOST_GIB, write_host
+from tests.simulator.host import DEFAULT_HOST_GIB, EGM_GIB, write_host
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -49,8 +49,9 @@ def environment(
     variables["EGM_SIM_HBM_GIB"] = str(hbm_gib)
     named = {**variables, **{name: value for name, value in (extra or {}).items() if value}}
     total_gib = float(named.get("EGM_SIM_HOST_GIB", DEFAULT_HOST_GIB))
-    host = objects[0].parent / f"host-{total_gib:g}"
-    variables["EGM_SIM_HOST_ROOT"] = str(write_host(host, total_gib, 0.9 * total_gib))
+    egm_gib = float(named.get("EGM_SIM_EGM_GIB", EGM_GIB.get(machine, 0)))
+    host = objects[0].parent / f"host-{total_gib:g}-{egm_gib:g}"
+    variables["EGM_SIM_HOST_ROOT"] = str(write_host(host, total_gib, 0.9 * total_gib, egm_gib))
     # cuDNN is not simulated; attention has other kernels to choose from.
     variables["TORCH_CUDNN_SDPA_DEPRIORITIZED"] = "1"
     for name, value in (extra or {}).items():

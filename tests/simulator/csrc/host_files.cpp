@@ -2,7 +2,9 @@
 // listings of the files named here read those under EGM_SIM_HOST_ROOT. launch.py writes them.
 #include <dirent.h>
 #include <dlfcn.h>
+#include <fcntl.h>
 
+#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -65,6 +67,17 @@ FILE* fopen(const char* path, const char* mode) {
 FILE* fopen64(const char* path, const char* mode) {
   static const auto real = next<FILE*(const char*, const char*)>("fopen64");
   return real(redirected(path).c_str(), mode);
+}
+
+// By which libstdc++ since GCC 12 lists folders, instead of opendir.
+int openat(int folder, const char* path, int flags, ...) {
+  static const auto real = next<int(int, const char*, int, ...)>("openat");
+  va_list more;
+  va_start(more, flags);
+  const bool creates = (flags & O_CREAT) != 0 || (flags & O_TMPFILE) == O_TMPFILE;
+  const mode_t mode = creates ? va_arg(more, mode_t) : 0;
+  va_end(more);
+  return real(folder, redirected(path).c_str(), flags, mode);
 }
 
 DIR* opendir(const char* path) {
