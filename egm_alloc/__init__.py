@@ -23,9 +23,12 @@ _compat.check(_build_info, torch)
 
 from egm_alloc.config import Config
 from egm_alloc.control import disable, enable, enable_at_import, get_config, is_enabled
+from egm_alloc.diagnosis import DeviceDiagnosis, DeviceTraits, Diagnosis, doctor
+from egm_alloc.host import HostDiagnosis
 from egm_alloc.movement import advise, migrate, prefetch
 from egm_alloc.placement import place
 from egm_alloc.pluggable import get_include, mem_pool, pluggable_allocator
+from egm_alloc.problems import Problem
 from egm_alloc.stats import (
     BackingStats,
     Stats,
@@ -41,6 +44,11 @@ __version__ = "0.1.0"
 __all__ = [
     "BackingStats",
     "Config",
+    "DeviceDiagnosis",
+    "DeviceTraits",
+    "Diagnosis",
+    "HostDiagnosis",
+    "Problem",
     "Residency",
     "Stats",
     "TensorInfo",
@@ -48,6 +56,7 @@ __all__ = [
     "__version__",
     "advise",
     "disable",
+    "doctor",
     "enable",
     "get_config",
     "get_include",

@@ -1,0 +1,90 @@
+"""What the host has and allows, read from the kernel; no CUDA."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+from egm_alloc import _C
+
+
+@dataclasses.dataclass(frozen=True)
+class HostDiagnosis:
+    """The host's memory and what the kernel lets this process do with it.
+
+    Parameters
+    ----------
+    total_bytes, available_bytes : int or None
+        MemTotal and MemAvailable; None where the kernel does not say.
+    numa_nodes : tuple of int
+        The NUMA nodes that are online; empty where the kernel does not say.
+    huge_pages : {"always", "madvise", "never"} or None
+        The setting of transparent huge pages; None for a kernel without them.
+    may_bind_memory : bool
+        Whether mbind(2) is allowed: pinned memory then comes from the node next to the GPU.
+    may_ask_for_pages : bool
+        Whether move_pages(2) is allowed: `residency` needs it.
+    """
+
+    total_bytes: int | None
+    available_bytes: int | None
+    numa_nodes: tuple[int, ...]
+    huge_pages: str | None
+    may_bind_memory: bool
+    may_ask_for_pages: bool
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def _parse_nodes(text: str) -> tuple[int, ...]:
+    """Return the numbers of a list such as ``"0-1,8"``."""
+    nodes: list[int] = []
+    for first, last in re.findall(r"(\d+)(?:-(\d+))?", text):
+        nodes.extend(range(int(first), int(last or first) + 1))
+    return tuple(nodes)
+
+
+def _memory(name: str, meminfo: str) -> int | None:
+    found = re.search(rf"^{name}:\s+(\d+) kB", meminfo, re.MULTILINE)
+    return int(found[1]) << 10 if found else None
+
+
+def available_bytes() -> int | None:
+    """Return how much host memory can be taken now, or None where the kernel does not say."""
+    return _memory("MemAvailable", _read("/proc/meminfo"))
+
+
+def diagnose_host(root: str = "") -> HostDiagnosis:
+    """Read what the kernel says about the host.
+
+    Parameters
+    ----------
+    root : str
+        Goes before ``/proc`` and ``/sys``.
+
+    Returns
+    -------
+    HostDiagnosis
+    """
+    meminfo = _read(f"{root}/proc/meminfo")
+    setting = _read(f"{root}/sys/kernel/mm/transparent_hugepage/enabled")
+    chosen = re.search(r"\[(\w+)\]", setting)
+    return HostDiagnosis(
+        total_bytes=_memory("MemTotal", meminfo),
+        available_bytes=_memory("MemAvailable", meminfo),
+        numa_nodes=_parse_nodes(_read(f"{root}/sys/devices/system/node/online")),
+        huge_pages=chosen[1] if chosen else None,
+        may_bind_memory=_C.may_bind_memory(),
+        may_ask_for_pages=_C.may_ask_for_pages(),
+    )
+
+
+def driver_version() -> str | None:
+    """Return the version of NVIDIA's kernel driver, or None where it is not visible."""
+    return _read("/sys/module/nvidia/version").strip() or None
