@@ -12,9 +12,6 @@ from tests.simulator import run_script, sim
 
 pytestmark = [pytest.mark.simulated, pytest.mark.usefixtures("initialised")]
 
-ON_DEVICE, ON_HOST_NODE = 1, 3  # CUmemLocationType
-
-
 @pytest.mark.parametrize(
     ("fraction", "chunks_in_hbm"), [(0, 0), (0.25, 4), (0.3, 4), (0.5, 8), (0.99, 15), (1, 16)]
 )
@@ -22,10 +19,9 @@ def test_split_head_is_in_hbm_by_its_fraction(fraction: float, chunks_in_hbm: in
     before = sim.hbm(0)["taken"]
     with sim.call_log() as log:
         tensor = make(32 * MIB, "split", fraction=fraction)
-    places = [call.args["location_type"] for call in log.of("cuMemCreate")]
-    assert places == sorted(places)  # HBM, the scarcer, first
-    assert places.count(ON_DEVICE) == chunks_in_hbm
-    assert len(places) == 16
+    places = [call.args["location"] for call in log.of("cuMemCreate")]
+    # HBM, the scarcer, first.
+    assert places == ["device:0"] * chunks_in_hbm + ["host-numa:0"] * (16 - chunks_in_hbm)
     mapped = [call.args["ptr"] for call in log.of("cuMemMap")]
     assert mapped == [tensor.data_ptr() + 2 * MIB * chunk for chunk in range(16)]
     assert egm_alloc.info(tensor).on_device_bytes == chunks_in_hbm * 2 * MIB
@@ -39,6 +35,12 @@ def test_split_all_in_hbm_ends_in_hbm_whatever_the_size() -> None:
     found = egm_alloc.info(tensor).on_device_bytes
     assert found is not None
     assert found >= nbytes
+    address = tensor.data_ptr()
+    del tensor
+    with sim.call_log() as log:
+        again = make(nbytes, "split", fraction=1)
+    assert again.data_ptr() == address
+    assert not log.of("cuMemCreate")  # nothing had moved, so nothing is moved back
 
 
 def test_split_needs_no_memory_of_the_host_for_what_is_all_in_hbm() -> None:
@@ -85,7 +87,7 @@ def test_numa_memory_is_on_the_hosts_node_and_takes_no_hbm() -> None:
     before, host = sim.hbm(0)["taken"], sim.host_numa(0)["taken"]
     with sim.call_log() as log:
         tensor = make(33 * MIB, "numa")
-    assert {call.args["location_type"] for call in log.of("cuMemCreate")} == {ON_HOST_NODE}
+    assert {call.args["location"] for call in log.of("cuMemCreate")} == {"host-numa:0"}
     assert sim.hbm(0)["taken"] == before
     assert sim.host_numa(0)["taken"] - host == 34 * MIB
     assert egm_alloc.info(tensor).on_device_bytes == 0
