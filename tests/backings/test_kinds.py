@@ -12,6 +12,7 @@ from tests.simulator import run_script, sim
 
 pytestmark = [pytest.mark.simulated, pytest.mark.usefixtures("initialised")]
 
+
 @pytest.mark.parametrize(
     ("fraction", "chunks_in_hbm"), [(0, 0), (0.25, 4), (0.3, 4), (0.5, 8), (0.99, 15), (1, 16)]
 )
