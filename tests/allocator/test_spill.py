@@ -164,12 +164,12 @@ def test_freed_spilled_memory_goes_back_to_the_host_and_requests_to_hbm() -> Non
 
 
 def test_placed_pinned_memory_is_not_given_back_as_spilled() -> None:
+    kept, spilled = block(FITS), block(SPILLS)
+    assert (backing(kept), backing(spilled)) == (None, "pinned")
     with egm_alloc.place("pinned"):
-        placed = block(SPILLS)
-    address = placed.data_ptr()
-    kept = block(FITS)
-    assert backing(block(SPILLS)) == "pinned"
-    del placed
+        address = block(SPILLS).data_ptr()
+    assert spilled.data_ptr() != address
+    del spilled
     for _ in range(MANY):
         block(MIB)
     assert egm_alloc.stats().extended["pinned"].segments == 1  # and not the spilled one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import random
 import re
 
@@ -27,7 +28,7 @@ def test_blocks_of_any_size_are_aligned_and_apart(backing: str) -> None:
     tensors = [make(nbytes, backing) for nbytes in SIZES for _ in range(2)]
     taken = sorted((tensor.data_ptr(), tensor.numel()) for tensor in tensors)
     assert [address % 512 for address, _ in taken] == [0] * len(taken)
-    for (address, nbytes), (following, _) in zip(taken, taken[1:], strict=False):
+    for (address, nbytes), (following, _) in itertools.pairwise(taken):
         assert address + nbytes <= following
 
 
