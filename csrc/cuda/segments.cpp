@@ -52,6 +52,8 @@ cudaError_t wait_and_release(const Segment& segment) noexcept {
       DeviceScope device(segment.device);
       const cudaError_t status = wait_for_last_work(segment);
       if (forbidden_by_capture(status)) return status;
+      // Nothing to wait for; torch would take it for an error of its own.
+      if (status != cudaSuccess) cudaGetLastError();
     } catch (const CudaError& error) {
       return error.status();
     }

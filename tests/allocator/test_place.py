@@ -160,13 +160,14 @@ def test_device_context_of_torch_makes_placed_tensors() -> None:
 
 
 def test_module_moved_within_a_block_is_placed() -> None:
-    module = torch.nn.Sequential(torch.nn.Linear(2048, 2048), torch.nn.Linear(4, 4))
-    expected = module[0].weight.detach().clone()
+    large, small = torch.nn.Linear(2048, 2048), torch.nn.Linear(4, 4)
+    module = torch.nn.Sequential(large, small)
+    expected = large.weight.detach().clone()
     with egm_alloc.place("pinned"):
         module.to("cuda")
-    assert backing(module[0].weight) == "pinned"
-    assert backing(module[1].weight) is None  # below min_bytes
-    assert torch.equal(module[0].weight.detach().cpu(), expected)
+    assert backing(large.weight) == "pinned"
+    assert backing(small.weight) is None  # below min_bytes
+    assert torch.equal(large.weight.detach().cpu(), expected)
 
 
 def test_device_other_than_those_acted_on_is_placed_all_the_same() -> None:

@@ -13,6 +13,11 @@ from tests.simulator import run_script, sim
 pytestmark = [pytest.mark.simulated, pytest.mark.usefixtures("initialised")]
 
 
+def leave_host_memory(nbytes: int) -> None:
+    """Leave `nbytes` on the host's node for cuMemCreate."""
+    sim.set_host_numa_gib((sim.host_numa(0)["taken"] + nbytes) / GIB)
+
+
 @pytest.mark.parametrize(
     ("fraction", "chunks_in_hbm"), [(0, 0), (0.25, 4), (0.3, 4), (0.5, 8), (0.99, 15), (1, 16)]
 )
@@ -45,7 +50,7 @@ def test_split_all_in_hbm_ends_in_hbm_whatever_the_size() -> None:
 
 
 def test_split_needs_no_memory_of_the_host_for_what_is_all_in_hbm() -> None:
-    sim.set_host_numa_gib(0)
+    leave_host_memory(0)
     assert egm_alloc.info(make(32 * MIB, "split", fraction=1)).on_device_bytes == 32 * MIB
     with pytest.raises(torch.cuda.OutOfMemoryError, match="cuMemCreate"):
         make(32 * MIB, "split", fraction=0.5)
@@ -70,7 +75,7 @@ def test_split_fraction_is_the_configurations_unless_given() -> None:
 
 
 def test_split_gets_hbm_that_torch_has_cached() -> None:
-    sim.set_hbm_gib(0.25)
+    sim.set_hbm_gib((sim.hbm(0)["taken"] + 256 * MIB) / GIB, 0)
     cached = block(200 * MIB)
     del cached
     tensor = make(128 * MIB, "split", fraction=1)
@@ -78,7 +83,7 @@ def test_split_gets_hbm_that_torch_has_cached() -> None:
 
 
 def test_numa_gets_memory_of_the_host_that_another_device_has_cached() -> None:
-    sim.set_host_numa_gib(0.0625)
+    leave_host_memory(64 * MIB)
     cached = make(48 * MIB, "numa", device=1)
     del cached
     assert make(48 * MIB, "numa", device=0).numel() == 48 * MIB
@@ -108,7 +113,7 @@ print([sim.host_numa(node)["taken"] >> 20 for node in range(sim.host_nodes)])
 
 
 def test_numa_memory_beyond_the_node_is_torchs_error_and_leaves_nothing() -> None:
-    sim.set_host_numa_gib(32 / 1024)
+    leave_host_memory(32 * MIB)
     before = held_by_device()
     with pytest.raises(torch.cuda.OutOfMemoryError, match="cuMemCreate"):
         make(48 * MIB, "numa")

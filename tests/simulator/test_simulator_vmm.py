@@ -185,3 +185,13 @@ def test_pointer_has_the_type_of_its_place(simulator: Simulator) -> None:
         assert vmm.address_range(address + SIZE + 5) == (address + SIZE, SIZE)
         assert simulator.live_allocations(1)["vmm"].bytes == SIZE
         assert simulator.live_allocations(0)["vmm-host"].bytes == SIZE
+
+
+def test_error_of_the_driver_is_none_of_the_runtimes(simulator: Simulator) -> None:
+    assert cuda.last_error() == 0
+    with simulator.fail_call("cuMemCreate"), pytest.raises(cuda.CudaError):
+        vmm.create(SIZE)
+    assert cuda.last_error() == 0
+    with simulator.fail_call("cudaMalloc"), pytest.raises(cuda.CudaError):
+        cuda.malloc(SIZE)
+    assert cuda.last_error() != 0
