@@ -1,4 +1,4 @@
-"""What the host has and allows, read from the kernel; no CUDA."""
+"""What the host has, and what its kernel allows this process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ class HostDiagnosis:
     Parameters
     ----------
     total_bytes, available_bytes : int or None
-        MemTotal and MemAvailable; None where the kernel does not say.
+        What this process may use, within control groups and without GPU memory, and what can be
+        taken of it; None where the kernel does not say.
+    limited_by : str or None
+        Which limit leaves just that available.
+    reserve_bytes : int or None
+        What must stay free of it (``host_reserve_gib``).
+    egm_bytes : int or None
+        What the firmware set aside for the GPU (Extended GPU Memory); None for nothing.
     numa_nodes : tuple of int
         The NUMA nodes that are online; empty where the kernel does not say.
     huge_pages : {"always", "madvise", "never"} or None
@@ -29,6 +36,9 @@ class HostDiagnosis:
 
     total_bytes: int | None
     available_bytes: int | None
+    limited_by: str | None
+    reserve_bytes: int | None
+    egm_bytes: int | None
     numa_nodes: tuple[int, ...]
     huge_pages: str | None
     may_bind_memory: bool
@@ -50,34 +60,30 @@ def _parse_nodes(text: str) -> tuple[int, ...]:
     return tuple(nodes)
 
 
-def _memory(name: str, meminfo: str) -> int | None:
-    found = re.search(rf"^{name}:\s+(\d+) kB", meminfo, re.MULTILINE)
-    return int(found[1]) << 10 if found else None
-
-
-def available_bytes() -> int | None:
-    """Return how much host memory can be taken now, or None where the kernel does not say."""
-    return _memory("MemAvailable", _read("/proc/meminfo"))
-
-
 def diagnose_host(root: str = "") -> HostDiagnosis:
     """Read what the kernel says about the host.
 
     Parameters
     ----------
     root : str
-        Goes before ``/proc`` and ``/sys``.
+        Goes before ``/sys`` for the kernel's settings.
 
     Returns
     -------
     HostDiagnosis
     """
-    meminfo = _read(f"{root}/proc/meminfo")
+    try:
+        memory = _C.host_memory()
+    except RuntimeError:
+        memory = None
     setting = _read(f"{root}/sys/kernel/mm/transparent_hugepage/enabled")
     chosen = re.search(r"\[(\w+)\]", setting)
     return HostDiagnosis(
-        total_bytes=_memory("MemTotal", meminfo),
-        available_bytes=_memory("MemAvailable", meminfo),
+        total_bytes=memory["total_bytes"] if memory else None,
+        available_bytes=memory["available_bytes"] if memory else None,
+        limited_by=memory["limited_by"] if memory else None,
+        reserve_bytes=memory["reserve_bytes"] if memory else None,
+        egm_bytes=_C.egm_carveout(),
         numa_nodes=_parse_nodes(_read(f"{root}/sys/devices/system/node/online")),
         huge_pages=chosen[1] if chosen else None,
         may_bind_memory=_C.may_bind_memory(),

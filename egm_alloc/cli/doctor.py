@@ -79,7 +79,10 @@ def _host(host: HostDiagnosis) -> list[tuple[str, str]]:
         return "allowed" if yes else "not allowed"
 
     return [
-        ("memory", f"{size(host.total_bytes)}, of which {size(host.available_bytes)} available"),
+        ("memory", size(host.total_bytes)),
+        ("available", f"{size(host.available_bytes)} ({host.limited_by or UNKNOWN})"),
+        ("of that stays free", size(host.reserve_bytes)),
+        ("EGM carve-out", "none" if host.egm_bytes is None else format_bytes(host.egm_bytes)),
         ("NUMA nodes", ", ".join(map(str, host.numa_nodes)) or UNKNOWN),
         ("transparent huge pages", host.huge_pages or "none in this kernel"),
         ("choosing nodes (mbind)", allowed(host.may_bind_memory)),
@@ -118,7 +121,6 @@ def _device(device: DeviceDiagnosis) -> list[tuple[str, str]]:
         ("pinned memory", yes(traits.registered_host_pointers)),
         ("mapped host NUMA memory", yes(traits.host_numa_vmm)),
         ("NUMA nodes", f"nearest of the host: {host}; of HBM: {hbm}"),
-        ("EGM carve-out", yes(traits.egm_carveout)),
         ('backing "auto"', f"{device.auto_backing}: {device.auto_reason}"),
     ]
 

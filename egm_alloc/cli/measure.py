@@ -12,7 +12,7 @@ import torch
 
 from egm_alloc.control import get_config
 from egm_alloc.diagnosis import diagnose_device
-from egm_alloc.host import available_bytes
+from egm_alloc.host import diagnose_host
 from egm_alloc.placement import place
 
 KINDS = ("device", "managed", "pinned", "numa", "split")
@@ -89,19 +89,22 @@ def check_room(size_bytes: int, kinds: Sequence[str], device: int) -> None:
     Raises
     ------
     ValueError
-        If half of the free HBM or of the available host memory is less.
+        If half of the free HBM, of the available host memory, or of a carve-out is less.
     """
     in_hbm = get_config().device_fraction
-    shares = {"device": (1, 0), "managed": (1, 0), "split": (in_hbm, 1 - in_hbm)}
-    hbm = torch.cuda.mem_get_info(device)[0]
-    host = available_bytes() or 0
+    host = diagnose_host()
+    hbm = (torch.cuda.mem_get_info(device)[0], "free HBM")
+    ordinary = (host.available_bytes or 0, "available host memory")
+    mapped = ordinary if host.egm_bytes is None else (host.egm_bytes, "the EGM carve-out")
+    shares = {
+        "device": [(1.0, hbm)],
+        "managed": [(1.0, hbm)],
+        "pinned": [(1.0, ordinary)],
+        "numa": [(1.0, mapped)],
+        "split": [(in_hbm, hbm), (1 - in_hbm, mapped)],
+    }
     for kind in kinds:
-        for share, free, name in zip(
-            shares.get(kind, (0, 1)),
-            (hbm, host),
-            ("free HBM", "available host memory"),
-            strict=True,
-        ):
+        for share, (free, name) in shares[kind]:
             if size_bytes * share > free / 2:
                 raise ValueError(
                     f"size_gib is {size_bytes / _GIB:g}; allowed: at most "

@@ -1,7 +1,7 @@
 """What the tests of the backings share.
 
-A backing gets all of them by being in ``egm_alloc.config.BACKINGS``. Pinned memory is real memory of
-this machine even on the simulator, so sizes are tens of MiB at most.
+A backing gets all of them by being in ``egm_alloc.config.BACKINGS``. Pinned memory is real memory
+of this machine even on the simulator, so sizes are tens of MiB at most.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 import egm_alloc
 from egm_alloc.cli import main, measure, plot
 from egm_alloc.cli.measure import KINDS, check_room
+from egm_alloc.host import diagnose_host
 from tests.python.processes import run_without_gpu
 from tests.simulator import sim
 
@@ -26,6 +28,12 @@ def run_bench(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, 
     assert main(["bench", *SMALL, "--json", *arguments]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     return {row["kind"]: row for row in rows}
+
+
+def with_host(monkeypatch: pytest.MonkeyPatch, **changes: int | None) -> None:
+    """Let the host be another."""
+    host = dataclasses.replace(diagnose_host(), **changes)  # type: ignore[arg-type]
+    monkeypatch.setattr(measure, "diagnose_host", lambda: host)
 
 
 def test_table_has_every_kind_and_says_simulated(capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,13 +110,14 @@ def test_one_kind_at_a_time_is_held_and_nothing_is_left(
 
     monkeypatch.setattr(measure, "_measure_kind", watched)
     egm_alloc.reset_peak_stats(1)
+    before = egm_alloc.stats(0)
     run_bench(capsys, "--device", "cuda:1")
     assert held == [0] * len(KINDS)
     stats = egm_alloc.stats(1)
     assert stats.extended_tier.reserved_bytes == 0
     for backing in KINDS:
         assert stats.extended[backing].reserved_peak_bytes == 12 * MIB, backing
-    assert egm_alloc.stats(0).extended["pinned"].segment_allocs == 0
+    assert egm_alloc.stats(0) == before
 
 
 def test_kind_that_the_machine_lacks_says_why(capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,9 +146,10 @@ def test_nothing_measured_is_a_failure(capsys: pytest.CaptureFixture[str], tmp_p
 
 def test_limit_of_the_configuration_is_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
     egm_alloc.enable(limit_gib=0.001)
-    row = run_bench(capsys, "--kinds", "device,managed")["managed"]
+    assert main(["bench", *SMALL, "--json", "--kinds", "managed"]) == 1
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert row["read_gb_per_s"] is None
-    assert "limit" in row["missing"]
+    assert "Raise limit_gib" in row["missing"]
 
 
 @pytest.mark.parametrize(
@@ -156,16 +166,25 @@ def test_more_than_half_of_what_is_free_is_refused(
     kind: str, most_gib: int, of: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (8 * GIB, 80 * GIB))
-    monkeypatch.setattr(measure, "available_bytes", lambda: 16 * GIB)
+    with_host(monkeypatch, available_bytes=16 * GIB)
     check_room(most_gib * GIB, [kind], 0)
     with pytest.raises(ValueError, match=rf"^size_gib is {most_gib}.*kind '{kind}' .* {of}\)$"):
         check_room(most_gib * GIB + MIB, [kind], 0)
 
 
+def test_carve_out_is_what_mapped_memory_is_measured_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_host(monkeypatch, available_bytes=2 * GIB, egm_bytes=16 * GIB)
+    check_room(8 * GIB, ["numa"], 0)
+    with pytest.raises(ValueError, match=r"half of the 16.00 GiB of the EGM carve-out"):
+        check_room(9 * GIB, ["numa"], 0)
+    with pytest.raises(ValueError, match=r"half of the 2.00 GiB of available host memory"):
+        check_room(8 * GIB, ["pinned"], 0)
+
+
 def test_refusal_is_a_sentence_and_allocates_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure, "available_bytes", lambda: None)
+    with_host(monkeypatch, available_bytes=None)
     with sim.call_log() as log:
         assert main(["bench", "--kinds", "pinned"]) == 1
     assert not {"cudaHostRegister", "cudaMalloc", "cudaMallocManaged"} & set(log.names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -25,7 +26,17 @@ from tests.python.processes import run_without_gpu
 from tests.simulator import run_script, sim
 
 GIB = 1 << 30
-HEALTHY_HOST = HostDiagnosis(64 * GIB, 32 * GIB, (0, 1), "madvise", True, True)
+HEALTHY_HOST = HostDiagnosis(
+    total_bytes=64 * GIB,
+    available_bytes=32 * GIB,
+    limited_by="MemAvailable",
+    reserve_bytes=3 * GIB,
+    egm_bytes=None,
+    numa_nodes=(0, 1),
+    huge_pages="madvise",
+    may_bind_memory=True,
+    may_ask_for_pages=True,
+)
 DOCTOR = "import sys; from egm_alloc.cli import main; sys.exit(main(['doctor']))"
 
 
@@ -52,13 +63,9 @@ def test_devices_are_described() -> None:
 
 @pytest.mark.simulated
 def test_carve_out_changes_what_auto_means() -> None:
-    _C.assume_egm_carveout(True)
-    try:
-        device = egm_alloc.doctor().devices[0]
-    finally:
-        _C.assume_egm_carveout(None)
-    assert device.traits.egm_carveout
-    assert device.auto_backing == "numa"
+    result = run_script(DOCTOR, machine="gh200-egm")
+    assert re.search(r"EGM carve-out +400.00 GiB\n", result.stdout)
+    assert re.search(r'backing "auto" +numa: .* \(EGM\)', result.stdout)
 
 
 @pytest.mark.simulated
@@ -254,7 +261,6 @@ def test_only_devices_that_are_acted_on_matter() -> None:
 
 def test_host_is_read_from_the_kernel(tmp_path: Path) -> None:
     files = {
-        "proc/meminfo": "MemTotal:    1024 kB\nMemFree: 1 kB\nMemAvailable:   512 kB\n",
         "sys/kernel/mm/transparent_hugepage/enabled": "always madvise [never]\n",
         "sys/devices/system/node/online": "0-1,8\n",
     }
@@ -263,15 +269,28 @@ def test_host_is_read_from_the_kernel(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True)
         path.write_text(text)
     host = diagnose_host(str(tmp_path))
-    assert (host.total_bytes, host.available_bytes) == (1 << 20, 1 << 19)
     assert host.numa_nodes == (0, 1, 8)
     assert host.huge_pages == "never"
 
 
-def test_host_that_says_nothing_is_unknown(tmp_path: Path) -> None:
+def test_host_that_says_nothing_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("/proc/meminfo says nothing")
+
+    monkeypatch.setattr(_C, "host_memory", fail)
     host = diagnose_host(str(tmp_path))
     assert (host.total_bytes, host.available_bytes, host.huge_pages) == (None, None, None)
     assert host.numa_nodes == ()
+
+
+@pytest.mark.simulated
+def test_memory_is_what_the_allocator_goes_by() -> None:
+    egm_alloc.enable(host_reserve_gib=7)
+    host = egm_alloc.doctor().host
+    assert (host.total_bytes, host.reserve_bytes) == (512 * GIB, 7 * GIB)
+    assert host.available_bytes == _C.host_memory()["available_bytes"]
+    assert host.limited_by == "MemAvailable"
+    assert host.egm_bytes is None
 
 
 def test_command_says_why_egm_alloc_cannot_be_imported() -> None:
