@@ -26,7 +26,10 @@ PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&stub); }
 def copy_tree(target: Path, csrc: bool) -> Path:
     """Copy the sources, with a one-file extension in place of the real one unless `csrc`."""
     target.mkdir()
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"):
+    for name in (
+        *("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"),
+        "egm_alloc_command.py",
+    ):
         shutil.copy(ROOT / name, target)
     generated = shutil.ignore_patterns("*.so", "_build_info.py", "include", "__pycache__")
     for folder in ("build_backend", "egm_alloc"):

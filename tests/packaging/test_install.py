@@ -124,6 +124,9 @@ def test_wheel_is_for_this_python_and_platform(stub_wheel: Path) -> None:
     assert stub_wheel.name.startswith(f"egm_alloc-0.1.0-{tag}-{tag}-linux_")
     names = zipfile.ZipFile(stub_wheel).namelist()
     assert not any(name.startswith(("build_backend", "tests", "csrc")) for name in names)
+    assert {"egm_alloc_command.py", "egm_alloc/__main__.py", "egm_alloc/cli/doctor.py"} <= set(
+        names
+    )
 
 
 def test_source_archive_holds_what_a_build_and_the_tests_need(stub_tree: Path) -> None:
