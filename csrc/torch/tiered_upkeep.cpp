@@ -57,9 +57,10 @@ void TieredAllocator::restore_boundary(Device& own, const Placement& placement,
   const auto parts = segment ? range_parts(segment->base) : std::nullopt;
   if (!parts || own.recordings.any()) return;
   const Bytes wanted = device_share(segment->size, placement.device_fraction);
-  if (wanted.count() / parts->chunk.count() * parts->chunk.count() == parts->on_device.count()) {
-    return;
-  }
+  const Bytes whole(wanted.count() / parts->chunk.count() * parts->chunk.count());
+  // All is all, though the last chunk may be larger than what is left for it.
+  const bool all = wanted >= segment->size;
+  if (all ? parts->on_device >= wanted : parts->on_device == whole) return;
   try {
     move_range_boundary(segment->base, wanted);
   } catch (const CudaError&) {

@@ -163,6 +163,16 @@ def test_freed_spilled_memory_goes_back_to_the_host_and_requests_to_hbm() -> Non
     assert backing(block(FITS)) is None
 
 
+def test_freed_spilled_memory_serves_the_next_spill() -> None:
+    kept = block(FITS)
+    address = block(SPILLS).data_ptr()
+    segments = egm_alloc.stats().extended["pinned"].segment_allocs
+    again = block(SPILLS)
+    assert again.data_ptr() == address
+    assert egm_alloc.stats().extended["pinned"].segment_allocs == segments
+    assert backing(kept) is None
+
+
 def test_placed_pinned_memory_is_not_given_back_as_spilled() -> None:
     kept, spilled = block(FITS), block(SPILLS)
     assert (backing(kept), backing(spilled)) == (None, "pinned")
