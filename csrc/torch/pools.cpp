@@ -89,7 +89,9 @@ void Pools::record(Pool& pool) {
 void Pools::stop_recording() noexcept {
   if (recorded_ == nullptr) return;
   Pool& pool = *std::exchange(recorded_, nullptr);
-  pool.open_below.store(0, std::memory_order_relaxed);
+  if (pool.open_below.exchange(0, std::memory_order_relaxed) != 0) {
+    open_below_.store(0, std::memory_order_relaxed);
+  }
   const auto try_to = [](const auto& call) {
     try {
       call();

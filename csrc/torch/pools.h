@@ -36,7 +36,9 @@ struct Pool {
 
 class Pools {
  public:
-  Pools(cca::CUDAAllocator* native, c10::DeviceIndex device) : native_(native), device_(device) {}
+  // `open_below` is put to zero when an open recording ends: requests are not to look for it.
+  Pools(cca::CUDAAllocator* native, c10::DeviceIndex device, std::atomic<size_t>& open_below)
+      : native_(native), device_(device), open_below_(open_below) {}
 
   // A live pool for requests of this placement and size, made if there is none.
   Pool& live(const Placement& placement, Bytes size);
@@ -74,6 +76,7 @@ class Pools {
 
   cca::CUDAAllocator* const native_;
   const c10::DeviceIndex device_;
+  std::atomic<size_t>& open_below_;
   std::vector<std::unique_ptr<Pool>> pools_;
   Pool* recorded_ = nullptr;
 };

@@ -69,7 +69,7 @@ class QuietScope {
 TieredAllocator::TieredAllocator(cca::CUDAAllocator* native) : DelegatingAllocator(native) {
   for (int index = 0; index < kMaxDevices; ++index) {
     devices_[static_cast<size_t>(index)] =
-        std::make_unique<Device>(native, static_cast<c10::DeviceIndex>(index));
+        std::make_unique<Device>(native, static_cast<c10::DeviceIndex>(index), open_below_);
   }
 }
 

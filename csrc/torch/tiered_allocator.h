@@ -92,8 +92,8 @@ class TieredAllocator final : public DelegatingAllocator {
   static constexpr size_t kNothing = ~size_t{0};
 
   struct Device {
-    Device(cca::CUDAAllocator* native, c10::DeviceIndex index)
-        : index(index), pools(native, index), fraction(native, index) {}
+    Device(cca::CUDAAllocator* native, c10::DeviceIndex index, std::atomic<size_t>& open_below)
+        : index(index), pools(native, index, open_below), fraction(native, index) {}
 
     const c10::DeviceIndex index;
 

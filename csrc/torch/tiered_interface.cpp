@@ -95,7 +95,6 @@ void TieredAllocator::beginAllocateToPool(c10::DeviceIndex index, c10::MempoolId
   target()->beginAllocateToPool(index, id, filter);
   own.recordings.add(id, std::move(filter));
   ++user_recordings_;
-  open_below_.store(0, std::memory_order_relaxed);
 }
 
 void TieredAllocator::endAllocateToPool(c10::DeviceIndex index, c10::MempoolId_t id) {
