@@ -58,6 +58,9 @@ def test_capture_goes_on_while_another_thread_diverts_and_frees() -> None:
 
 
 def test_release_forbidden_by_a_capture_is_made_up_for_later() -> None:
+    # Up to torch 2.12 diversions after a recorded stream take 512 bytes from the device tier for a
+    # moment. With this no segment for them is freed below, ahead of the managed one.
+    kept = block(512)
     egm_alloc.enable(threshold_gib=1)
     tensor = block(2 * GIB)
     del tensor
@@ -67,6 +70,7 @@ def test_release_forbidden_by_a_capture_is_made_up_for_later() -> None:
     other = block(GIB)
     assert managed_segments() == 1
     assert other.numel() == GIB
+    del kept
 
 
 def test_user_pool_claims_large_tensors_of_its_thread() -> None:

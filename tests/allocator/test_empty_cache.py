@@ -113,6 +113,9 @@ def test_empty_cache_beside_a_diversion_gives_back_the_device_tier_too() -> None
 
 
 def test_empty_cache_makes_up_for_a_release_that_a_capture_forbade() -> None:
+    # Up to torch 2.12 diversions after a recorded stream take 512 bytes from the device tier for a
+    # moment. With this no segment for them is freed below, ahead of the managed one.
+    kept = block(512)
     egm_alloc.enable(threshold_gib=1)
     tensor = block(2 * GIB)
     del tensor
@@ -121,3 +124,4 @@ def test_empty_cache_makes_up_for_a_release_that_a_capture_forbade() -> None:
     assert managed_segments() == 1
     torch.cuda.empty_cache()
     assert managed_segments() == 0
+    del kept
