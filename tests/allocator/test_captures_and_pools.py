@@ -227,6 +227,25 @@ def test_checkpoints_of_a_graph_pool_wait_for_a_diversion() -> None:
     del inside, graph
 
 
+def test_recordings_of_a_users_pool_begin_and_end_apart_from_a_diversion() -> None:
+    pool = torch.cuda.MemPool()
+
+    def begin() -> None:
+        torch._C._cuda_beginAllocateCurrentThreadToPool(0, pool.id)
+
+    def end() -> None:
+        torch._C._cuda_endAllocateToPool(0, pool.id)
+
+    early, _ = finishes_beside_a_diversion(begin)
+    assert not early
+    end()
+    begin()  # in this thread: an id of one that has ended may be the next diverting one's
+    early, _ = finishes_beside_a_diversion(end)
+    assert not early
+    for _use in range(2):
+        torch._C._cuda_releasePool(0, pool.id)
+
+
 # What a diversion does afterwards must not run into a recording that another thread has begun.
 RECORDINGS_BESIDE_DIVERSIONS = """
 import threading, torch, egm_alloc
@@ -301,3 +320,34 @@ def test_pair_pool_takes_every_size_and_is_managed() -> None:
     found = egm_alloc.info(tensor)
     assert (found.tier, found.backing, found.owner) == ("extended", "managed", "pair")
     del tensor, pool
+
+
+OUT_OF_MEMORY_IN_A_CAPTURE = """
+import torch, egm_alloc
+egm_alloc.enable(threshold_gib=1)
+torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+static = torch.zeros(16, device="cuda")
+first, second = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+with torch.cuda.graph(first):
+    static.add_(1)
+    torch.empty(64 << 20, dtype=torch.uint8, device="cuda")
+del first  # what its pool has cached cannot be freed while another capture is underway
+torch.cuda.synchronize()
+refused = 0
+with torch.cuda.stream(torch.cuda.Stream()):
+    second.capture_begin()
+    static.add_(1)
+    try:
+        torch.empty(1 << 40, dtype=torch.uint8, device="cuda")
+    except torch.cuda.OutOfMemoryError:
+        refused += 1
+    static.add_(1)
+    second.capture_end()
+second.replay()
+torch.cuda.synchronize()
+assert refused == 1
+"""
+
+
+def test_out_of_memory_in_a_capture_does_not_break_the_capture() -> None:
+    run_script(OUT_OF_MEMORY_IN_A_CAPTURE)

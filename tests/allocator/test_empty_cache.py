@@ -125,3 +125,41 @@ def test_empty_cache_makes_up_for_a_release_that_a_capture_forbade() -> None:
     torch.cuda.empty_cache()
     assert managed_segments() == 0
     del kept
+
+
+def test_release_that_a_capture_forbade_is_made_up_for_with_the_next() -> None:
+    kept = block(512)  # see above
+    egm_alloc.enable(threshold_gib=1)
+    tensors = [block(2 * GIB), block(4 * GIB)]
+    del tensors
+    with sim.fail_call("cudaFree", error="cudaErrorStreamCaptureUnsupported", times=1) as fault:
+        torch.cuda.empty_cache()
+    assert fault.fired == 1
+    assert managed_segments() == 0
+    del kept
+
+
+def test_empty_cache_beside_a_diversion_leaves_its_pool_to_it() -> None:
+    egm_alloc.enable(threshold_gib=1)
+    cached = block(2 * GIB)
+    del cached
+    with diversion_underway(sim, 3 * GIB) as diverting:
+        emptying = Background(torch.cuda.empty_cache)
+        emptying.join(0.5)  # it may wait for the diversion, or not need to
+    diverting.finish()
+    emptying.finish()
+    diverting.result = None
+    torch.cuda.empty_cache()
+    assert managed_segments() == 0
+
+
+def test_managed_mode_returns_both_tiers() -> None:
+    egm_alloc.enable(threshold_gib=1)
+    cached = block(64 * MIB)
+    del cached
+    egm_alloc.enable(mode="managed")
+    tensor = block(MIB)
+    del tensor
+    torch.cuda.empty_cache()
+    assert managed_segments() == 0
+    assert egm_alloc.stats().device_tier.reserved_bytes == 0

@@ -10,7 +10,7 @@ import torch
 
 import egm_alloc
 from tests.allocator.conftest import GIB, MIB, Background, block, diversion_underway, tier
-from tests.simulator import sim
+from tests.simulator import run_script, sim
 
 pytestmark = pytest.mark.simulated
 
@@ -225,3 +225,70 @@ def test_request_that_fits_once_cached_memory_is_given_back_is_no_out_of_memory(
     assert num_ooms() == before
     assert egm_alloc.stats().extended["managed"].limit_refusals == refusals
     assert torch.cuda.memory_reserved(1) == reserved_elsewhere
+
+
+def test_cached_block_serves_at_the_limit() -> None:
+    egm_alloc.enable(threshold_gib=1, limit_gib=4)
+    before = egm_alloc.stats().extended["managed"].segment_allocs
+    for _ in range(3):
+        block(3 * GIB)
+    assert egm_alloc.stats().extended["managed"].segment_allocs - before == 1
+
+
+def test_block_cached_for_another_stream_makes_room_at_the_limit() -> None:
+    egm_alloc.enable(threshold_gib=1, limit_gib=4)
+    before = egm_alloc.stats().extended["managed"].limit_refusals
+    with torch.cuda.stream(torch.cuda.Stream()):
+        block(3 * GIB)
+    assert tier(block(3 * GIB)) == "extended"
+    assert egm_alloc.stats().extended["managed"].limit_refusals == before
+
+
+def test_cached_memory_makes_room_at_the_limit_beside_a_users_pool() -> None:
+    # Up to torch 2.12 emptying a single pool asserts while any pool is recorded to.
+    egm_alloc.enable(threshold_gib=1, limit_gib=4)
+    block(3 * GIB)
+    pool = torch.cuda.MemPool()
+    with torch.cuda.use_mem_pool(pool):
+        beside = Background(lambda: block(4 * GIB)).finish()
+    assert isinstance(beside, torch.Tensor)
+    assert tier(beside) == "extended"
+    del pool
+
+
+def test_extended_device_request_gets_memory_cached_by_the_device_tier() -> None:
+    egm_alloc.enable(threshold_gib=3, backing="device")
+    hbm = torch.cuda.get_device_properties(0).total_memory
+    pieces = [block(512 * MIB) for _ in range(hbm // (512 * MIB) - 2)]
+    del pieces
+    assert egm_alloc.info(block(3 * GIB)).backing == "device"
+
+
+# The last try calls observers under the gate. A thread that waited for its own would never end.
+OBSERVER_THAT_NEEDS_THE_GATE = """
+import torch, egm_alloc
+from tests.simulator import sim
+egm_alloc.enable(threshold_gib=1)
+other, pool = torch.cuda.Stream(), torch.cuda.MemPool()
+small = torch.empty(1 << 20, dtype=torch.uint8, device="cuda")
+inside = []
+
+def observer(*figures):
+    small.record_stream(other)
+    with torch.cuda.use_mem_pool(pool):
+        inside.append(torch.empty(1 << 20, dtype=torch.uint8, device="cuda"))
+
+torch._C._cuda_attach_out_of_memory_observer(observer)
+with sim.fail_call("cudaMallocManaged", error="cudaErrorMemoryAllocation", times=-1):
+    try:
+        torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
+    except torch.cuda.OutOfMemoryError:
+        assert len(inside) == 1
+assert len(pool.snapshot()) == 1
+tensor = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
+assert egm_alloc.info(tensor).tier == "extended"
+"""
+
+
+def test_observer_that_records_a_stream_and_uses_a_pool_does_not_deadlock() -> None:
+    run_script(OBSERVER_THAT_NEEDS_THE_GATE, timeout=60)
