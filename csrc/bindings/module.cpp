@@ -4,19 +4,15 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
-#include <system_error>
 #include <vector>
 
-#include "core/host_memory.h"
-#include "core/host_range.h"
-#include "core/page_nodes.h"
+#include "bindings/machine.h"
 #include "core/reserve.h"
 #include "core/state.h"
 #include "cuda/host_reserve.h"
 #include "cuda/managed.h"
 #include "cuda/mapped_ranges.h"
 #include "cuda/residency.h"
-#include "cuda/traits.h"
 #include "torch/gate.h"
 #include "torch/install.h"
 
@@ -27,6 +23,7 @@ namespace {
 using egm::Advice;
 using egm::BackingKind;
 using egm::Bytes;
+using egm::check_device;
 using egm::Config;
 
 // Note [Gates]: no thread waits for a gate while it holds the GIL.
@@ -38,13 +35,6 @@ void* release_gil() {
 }
 void take_gil_back(void* token) {
   if (token != nullptr) PyEval_RestoreThread(static_cast<PyThreadState*>(token));
-}
-
-void check_device(int device) {
-  if (device < 0 || device >= egm::kMaxDevices) {
-    throw py::value_error("device is " + std::to_string(device) + "; allowed: 0 to " +
-                          std::to_string(egm::kMaxDevices - 1));
-  }
 }
 
 Advice make_advice(const std::optional<std::string>& preferred_location,
@@ -272,51 +262,6 @@ py::dict residency(uintptr_t address, uint64_t size_bytes, int device) {
   return result;
 }
 
-egm::DeviceTraits ask_traits(int device) {
-  check_device(device);
-  py::gil_scoped_release unlocked;
-  return egm::device_traits(device);
-}
-
-py::dict device_traits(int device) {
-  const egm::DeviceTraits traits = ask_traits(device);
-  py::dict result;
-  result["managed"] = traits.managed;
-  result["concurrent_managed_access"] = traits.concurrent_managed_access;
-  result["pageable_memory_access"] = traits.pageable_memory_access;
-  result["uses_host_page_tables"] = traits.uses_host_page_tables;
-  result["integrated"] = traits.integrated;
-  result["host_numa_vmm"] = traits.host_numa_vmm;
-  result["registered_host_pointers"] = traits.registered_host_pointers;
-  result["host_numa_node"] = traits.host_numa_node;
-  result["hbm_numa_node"] = traits.hbm_numa_node;
-  result["egm_carveout"] = traits.egm_carveout;
-  return result;
-}
-
-py::tuple choose_backing(int device) {
-  const egm::Choice choice = egm::choose_backing(ask_traits(device));
-  return py::make_tuple(egm::to_string(choice.backing), choice.reason);
-}
-
-std::optional<uint64_t> egm_carveout() {
-  const auto size = egm::egm_carveout();
-  return size ? std::optional<uint64_t>(size->count()) : std::nullopt;
-}
-
-// By the ways that the allocator itself uses.
-bool may_bind_memory() { return egm::HostRange(egm::mib(2)).prefer_node(0); }
-
-bool may_ask_for_pages() {
-  try {
-    const char page = 0;
-    egm::page_nodes(&page, Bytes(1));
-    return true;
-  } catch (const std::system_error&) {
-    return false;
-  }
-}
-
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
@@ -344,10 +289,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
              py::arg("tag"), py::arg("min_bytes"));
   module.def("leave_place", &leave_place);
   module.def("segment_of", &segment_of, py::arg("address"));
-  module.def("device_traits", &device_traits, py::arg("device"));
-  module.def("choose_backing", &choose_backing, py::arg("device"));
-  module.def("egm_carveout", &egm_carveout);
-  module.def("may_bind_memory", &may_bind_memory);
-  module.def("may_ask_for_pages", &may_ask_for_pages);
+  egm::bind_machine(module);
   module.def("residency", &residency, py::arg("address"), py::arg("size_bytes"), py::arg("device"));
 }
