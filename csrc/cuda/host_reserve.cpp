@@ -10,6 +10,7 @@
 #include "core/reserve.h"
 #include "core/state.h"
 #include "cuda/errors.h"
+#include "cuda/traits.h"
 
 namespace egm {
 namespace {
@@ -160,13 +161,11 @@ std::set<int> hbm_nodes() {
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess) cudaGetLastError();
   for (int device = 0; device < count; ++device) {
-    int config = cudaDeviceNumaConfigNone;
-    int node = -1;
-    if (cudaDeviceGetAttribute(&config, cudaDevAttrNumaConfig, device) != cudaSuccess ||
-        cudaDeviceGetAttribute(&node, cudaDevAttrNumaId, device) != cudaSuccess) {
-      cudaGetLastError();
-    } else if (config == cudaDeviceNumaConfigNumaNode && node >= 0) {
-      nodes.insert(node);
+    try {
+      const int node = hbm_numa_node(device);
+      if (node >= 0) nodes.insert(node);
+    } catch (const CudaError&) {
+      // It says nothing of a node.
     }
   }
   return nodes;

@@ -8,6 +8,7 @@
 
 #include "cuda/driver.h"
 #include "cuda/errors.h"
+#include "cuda/traits.h"
 
 namespace egm {
 namespace {
@@ -30,10 +31,8 @@ int host_node_of(DeviceIndex device) {
                         "use the backing 'pinned' or 'managed'",
                     cudaErrorNotSupported);
   }
-  int node = -1;
-  check(cudaDeviceGetAttribute(&node, cudaDevAttrHostNumaId, device), "cudaDeviceGetAttribute",
-        Bytes(0), device);
-  return std::max(node, 0);  // -1 on hosts without NUMA, where node 0 is all there is
+  return std::max(device_attribute(cudaDevAttrHostNumaId, device),
+                  0);  // -1 on hosts without NUMA, where node 0 is all there is
 }
 
 CUmemAllocationProp properties(bool on_device, DeviceIndex device, int host_node) {

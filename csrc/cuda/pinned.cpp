@@ -7,20 +7,15 @@
 #include "core/host_range.h"
 #include "cuda/backing.h"
 #include "cuda/errors.h"
+#include "cuda/traits.h"
 
 namespace egm {
 namespace {
 
-int attribute(cudaDeviceAttr name, DeviceIndex device) {
-  int value = 0;
-  check(cudaDeviceGetAttribute(&value, name, device), "cudaDeviceGetAttribute", Bytes(0), device);
-  return value;
-}
-
 class PinnedBacking final : public Backing {
  public:
   Acquired acquire(Bytes size, DeviceIndex device, const Placement&) override {
-    if (attribute(cudaDevAttrCanUseHostPointerForRegisteredMem, device) == 0) {
+    if (device_attribute(cudaDevAttrCanUseHostPointerForRegisteredMem, device) == 0) {
       throw CudaError("device " + std::to_string(device) +
                           " reaches registered host memory only under another address; use the "
                           "backing 'managed' or 'numa'",
@@ -30,7 +25,7 @@ class PinnedBacking final : public Backing {
     try {
       HostRange range(size);
       // A container may forbid it; then memory comes from the node of the thread that asks.
-      range.prefer_node(attribute(cudaDevAttrHostNumaId, device));
+      range.prefer_node(device_attribute(cudaDevAttrHostNumaId, device));
       range.populate();
       check(cudaHostRegister(range.base(), size.count(),
                              cudaHostRegisterPortable | cudaHostRegisterMapped),

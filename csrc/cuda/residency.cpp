@@ -5,6 +5,7 @@
 
 #include "core/page_nodes.h"
 #include "cuda/errors.h"
+#include "cuda/traits.h"
 
 namespace egm {
 namespace {
@@ -22,18 +23,6 @@ const char* name_of(cudaMemoryType type) {
   }
 }
 
-// The NUMA node that is the device's memory, or -1.
-int node_of(DeviceIndex device) {
-  int config = cudaDeviceNumaConfigNone;
-  check(cudaDeviceGetAttribute(&config, cudaDevAttrNumaConfig, device), "cudaDeviceGetAttribute",
-        Bytes(0), device);
-  if (config != cudaDeviceNumaConfigNumaNode) return -1;
-  int node = -1;
-  check(cudaDeviceGetAttribute(&node, cudaDevAttrNumaId, device), "cudaDeviceGetAttribute",
-        Bytes(0), device);
-  return node;
-}
-
 }  // namespace
 
 Residency residency(const void* address, Bytes size, DeviceIndex device) {
@@ -41,7 +30,7 @@ Residency residency(const void* address, Bytes size, DeviceIndex device) {
   check(cudaPointerGetAttributes(&attributes, address), "cudaPointerGetAttributes", size, device);
   Residency result;
   result.memory_type = name_of(attributes.type);
-  const int device_node = node_of(device);
+  const int device_node = hbm_numa_node(device);
   const PageNodes pages = page_nodes(address, size);
   for (const auto& [node, bytes] : pages.by_node) {
     Bytes& sum = node == device_node ? result.device_node : result.host;

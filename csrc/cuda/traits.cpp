@@ -28,13 +28,21 @@ Known& known() {
 
 }  // namespace
 
+int device_attribute(int attribute, DeviceIndex device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, static_cast<cudaDeviceAttr>(attribute), device),
+        "cudaDeviceGetAttribute", Bytes(0), device);
+  return value;
+}
+
+int hbm_numa_node(DeviceIndex device) {
+  const bool is_node =
+      device_attribute(cudaDevAttrNumaConfig, device) == cudaDeviceNumaConfigNumaNode;
+  return is_node ? device_attribute(cudaDevAttrNumaId, device) : -1;
+}
+
 DeviceTraits device_traits(DeviceIndex device) {
-  const auto ask = [device](int attribute) {
-    int value = 0;
-    check(cudaDeviceGetAttribute(&value, static_cast<cudaDeviceAttr>(attribute), device),
-          "cudaDeviceGetAttribute", Bytes(0), device);
-    return value;
-  };
+  const auto ask = [device](int attribute) { return device_attribute(attribute, device); };
   DeviceTraits traits;
   traits.managed = ask(cudaDevAttrManagedMemory);
   traits.concurrent_managed_access = ask(cudaDevAttrConcurrentManagedAccess);
@@ -45,9 +53,7 @@ DeviceTraits device_traits(DeviceIndex device) {
   traits.host_numa_vmm = ask(CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED);
   traits.registered_host_pointers = ask(cudaDevAttrCanUseHostPointerForRegisteredMem);
   traits.host_numa_node = ask(cudaDevAttrHostNumaId);
-  if (ask(cudaDevAttrNumaConfig) == cudaDeviceNumaConfigNumaNode) {
-    traits.hbm_numa_node = ask(cudaDevAttrNumaId);
-  }
+  traits.hbm_numa_node = hbm_numa_node(device);
   traits.egm_carveout = egm_carveout().has_value();
   return traits;
 }

@@ -6,6 +6,13 @@
 
 namespace egm {
 
+// A cudaDeviceAttr, or one of the driver's that has no name in the runtime. Throws CudaError.
+int device_attribute(int attribute, DeviceIndex device);
+
+// The NUMA node that is the device's memory, or -1; only coherent machines show one. Throws
+// CudaError.
+int hbm_numa_node(DeviceIndex device);
+
 // Throws CudaError.
 DeviceTraits device_traits(DeviceIndex device);
 
