@@ -50,36 +50,29 @@ struct Managed {
   Bytes other_unpopulated;
 };
 
+void add(Managed& sum, Bytes size, Bytes unpopulated, const Placement& placement) {
+  if (prefers_host(placement)) {
+    sum.prefers_host_unpopulated = sum.prefers_host_unpopulated + unpopulated;
+  } else {
+    sum.other_total = sum.other_total + size;
+    sum.other_unpopulated = sum.other_unpopulated + unpopulated;
+  }
+}
+
 std::map<DeviceIndex, Managed> managed_by_device() {
   std::map<DeviceIndex, Managed> result;
   for (const Segment& segment : state().segments.all()) {
     if (segment.placement.backing != BackingKind::kManaged) continue;
-    Managed& sum = result[segment.device];
-    const Bytes unpopulated = estimate_unmapped(segment.base, segment.size);
-    if (prefers_host(segment.placement)) {
-      sum.prefers_host_unpopulated = sum.prefers_host_unpopulated + unpopulated;
-    } else {
-      sum.other_total = sum.other_total + segment.size;
-      sum.other_unpopulated = sum.other_unpopulated + unpopulated;
-    }
+    add(result[segment.device], segment.size, estimate_unmapped(segment.base, segment.size),
+        segment.placement);
   }
   return result;
 }
 
-Bytes promised(const std::map<DeviceIndex, Managed>& managed, const Request* request,
-               bool with_request, bool on_host) {
-  auto all = managed;
-  if (with_request) {
-    Managed& own = all[request->device];
-    if (on_host) {
-      own.prefers_host_unpopulated = own.prefers_host_unpopulated + request->size;
-    } else {
-      own.other_total = own.other_total + request->size;
-      own.other_unpopulated = own.other_unpopulated + request->size;
-    }
-  }
+// `request`, if any, tells what HBM of its device holds otherwise.
+Bytes promised(const std::map<DeviceIndex, Managed>& managed, const Request* request) {
   Bytes sum;
-  for (const auto& [device, each] : all) {
+  for (const auto& [device, each] : managed) {
     const Bytes otherwise =
         request != nullptr && request->device == device ? request->hbm_otherwise : Bytes(0);
     sum = sum + promised_to_host(each.prefers_host_unpopulated, each.other_total,
@@ -100,6 +93,14 @@ Bytes held_of_carveout() {
   return sum;
 }
 
+// All that is managed on the device fits in its HBM, this request included, which the ledger has
+// booked already: it promises nothing more. Quick, where asking each segment is not.
+bool stays_within_hbm(const Request& request, const Placement& placement) {
+  if (prefers_host(placement)) return false;
+  const Bytes managed = state().ledger.counters(request.device, BackingKind::kManaged).reserved;
+  return managed + request.hbm_otherwise <= hbm_total(request.device);
+}
+
 void refuse(const Request& request, const Placement& placement, const std::string& why) {
   state().ledger.refused_by_reserve(request.device, placement.backing);
   throw ReserveExceeded(why);
@@ -110,7 +111,7 @@ void refuse(const Request& request, const Placement& placement, const std::strin
 HostClaim::HostClaim(const Request& request, const Placement& placement) {
   const bool managed = placement.backing == BackingKind::kManaged;
   const Bytes asked = host_share(request.size, placement);
-  if (!managed && asked == Bytes(0)) return;
+  if (managed ? stays_within_hbm(request, placement) : asked == Bytes(0)) return;
   Pending& all = pending();
   std::lock_guard<std::mutex> lock(all.mutex);
   if (placement.backing == BackingKind::kNuma || placement.backing == BackingKind::kSplit) {
@@ -128,13 +129,13 @@ HostClaim::HostClaim(const Request& request, const Placement& placement) {
       return;
     }
   }
-  const auto by_device = managed_by_device();
-  const Bytes before = promised(by_device, &request, false, false);
+  auto by_device = managed_by_device();
   ReserveQuestion question;
-  question.promised = before;
+  question.promised = promised(by_device, &request);
   question.asked = asked;
   if (managed) {
-    question.asked = promised(by_device, &request, true, prefers_host(placement)) - before;
+    add(by_device[request.device], request.size, request.size, placement);
+    question.asked = promised(by_device, &request) - question.promised;
     // It stays within HBM.
     if (question.asked == Bytes(0)) return;
   }
@@ -154,7 +155,7 @@ HostClaim::~HostClaim() {
   pending().bytes = pending().bytes - pending_;
 }
 
-Bytes promised_to_managed() { return promised(managed_by_device(), nullptr, false, false); }
+Bytes promised_to_managed() { return promised(managed_by_device(), nullptr); }
 
 std::set<int> hbm_nodes() {
   std::set<int> nodes;
