@@ -26,14 +26,16 @@ from egm_alloc.environment import (
 )
 
 
-class _Keep(enum.Enum):
+class Keep(enum.Enum):
+    """The default of arguments that, when left out, change nothing; None means something else."""
+
     KEEP = "keep"
 
     def __repr__(self) -> str:
         return "<present value>"
 
 
-_KEEP: Final = _Keep.KEEP
+KEEP: Final = Keep.KEEP
 
 _lock = threading.RLock()  # disable() may come from a finaliser in the midst of enable()
 _config: Config | None = None  # of the last successful enable()
@@ -41,17 +43,17 @@ _config: Config | None = None  # of the last successful enable()
 
 def enable(
     *,
-    threshold_gib: float | _Keep = _KEEP,
-    device: Device | Sequence[Device] | _Keep = _KEEP,
-    mode: str | _Keep = _KEEP,
-    backing: str | _Keep = _KEEP,
-    preferred_location: str | _Keep | None = _KEEP,
-    accessed_by: Sequence[str] | _Keep = _KEEP,
-    prefetch: bool | _Keep = _KEEP,
-    limit_gib: float | _Keep | None = _KEEP,
-    device_fraction: float | _Keep = _KEEP,
-    spill: bool | _Keep = _KEEP,
-    host_reserve_gib: float | _Keep | None = _KEEP,
+    threshold_gib: float | Keep = KEEP,
+    device: Device | Sequence[Device] | Keep = KEEP,
+    mode: str | Keep = KEEP,
+    backing: str | Keep = KEEP,
+    preferred_location: str | Keep | None = KEEP,
+    accessed_by: Sequence[str] | Keep = KEEP,
+    prefetch: bool | Keep = KEEP,
+    limit_gib: float | Keep | None = KEEP,
+    device_fraction: float | Keep = KEEP,
+    spill: bool | Keep = KEEP,
+    host_reserve_gib: float | Keep | None = KEEP,
 ) -> None:
     """Divert large requests to the extended tier, from now on.
 
@@ -116,7 +118,7 @@ def enable(
         "spill": spill,
         "host_reserve_gib": host_reserve_gib,
     }
-    given = {field: value for field, value in fields.items() if value is not _KEEP}
+    given = {field: value for field, value in fields.items() if value is not KEEP}
     with _lock:
         if _config is not None:
             config = dataclasses.replace(_config, **given)

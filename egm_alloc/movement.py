@@ -5,25 +5,14 @@ The tensor's address and contents stay. Where it is placed to begin with is in `
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
-from typing import Final
 
 import torch
 
 from egm_alloc import _C
 from egm_alloc.config import LOCATIONS, check_device_fraction, check_field
+from egm_alloc.control import KEEP, Keep
 from egm_alloc.tensors import TensorInfo, info, span_bytes
-
-
-class _Keep(enum.Enum):
-    KEEP = "keep"
-
-    def __repr__(self) -> str:
-        return "<present value>"
-
-
-_KEEP: Final = _Keep.KEEP
 
 
 def _require_backing(tensor: torch.Tensor, allowed: tuple[str, ...], instead: str) -> TensorInfo:
@@ -81,9 +70,9 @@ def prefetch(tensor: torch.Tensor, location: str, stream: torch.cuda.Stream | No
 def advise(
     tensor: torch.Tensor,
     *,
-    preferred_location: str | _Keep | None = _KEEP,
-    accessed_by: Sequence[str] | _Keep = _KEEP,
-    read_mostly: bool | _Keep = _KEEP,
+    preferred_location: str | Keep | None = KEEP,
+    accessed_by: Sequence[str] | Keep = KEEP,
+    read_mostly: bool | Keep = KEEP,
 ) -> None:
     """Change the advice on the pages of a managed tensor.
 
@@ -116,13 +105,13 @@ def advise(
     >>> egm_alloc.advise(cache, preferred_location="host", accessed_by=("device", "host"))
     """
     found = _require_backing(tensor, ("managed",), "advice is on managed memory only")
-    if not isinstance(preferred_location, _Keep):
+    if not isinstance(preferred_location, Keep):
         check_field("preferred_location", preferred_location, "preferred_location")
     wanted: list[str] | None = None
-    if not isinstance(accessed_by, _Keep):
+    if not isinstance(accessed_by, Keep):
         check_field("accessed_by", accessed_by, "accessed_by")
         wanted = list(accessed_by)
-    if not isinstance(read_mostly, (bool, _Keep)):
+    if not isinstance(read_mostly, (bool, Keep)):
         raise TypeError(f"read_mostly is {read_mostly!r}; allowed: True or False")
     if tensor.numel() == 0:
         return
@@ -130,9 +119,9 @@ def advise(
         tensor.data_ptr(),
         span_bytes(tensor),
         found.device,
-        "keep" if isinstance(preferred_location, _Keep) else preferred_location,
+        "keep" if isinstance(preferred_location, Keep) else preferred_location,
         wanted,
-        None if isinstance(read_mostly, _Keep) else read_mostly,
+        None if isinstance(read_mostly, Keep) else read_mostly,
     )
 
 
