@@ -19,8 +19,7 @@ import torch
 import torch.utils.dlpack
 
 import egm_alloc
-
-MIB, GIB = 1 << 20, 1 << 30
+from benchmarks.rows import GIB, MIB, batch_of
 
 
 def tensor_in(kind: str, nbytes: int, device_fraction: float | None = None) -> torch.Tensor:
@@ -29,14 +28,9 @@ def tensor_in(kind: str, nbytes: int, device_fraction: float | None = None) -> t
         return torch.empty(nbytes // 4, dtype=torch.int32, device="cuda")
 
 
-def seconds(work: Callable[[], object], repeats: int = 1) -> float:
+def seconds(work: Callable[[], object]) -> float:
     """Return the wall time of one `work`, the device's part included."""
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeats
+    return batch_of(work, repeats=1)()
 
 
 def read_gbs(tensor: torch.Tensor) -> float:

@@ -43,7 +43,9 @@ def _on_one_processor(timed: Batch) -> Batch:
     return batch
 
 
-def _batch_of(work: Callable[[], object], repeats: int) -> Batch:
+def batch_of(work: Callable[[], object], repeats: int) -> Batch:
+    """Time some repeats of a work, the device's part included, per repeat."""
+
     def batch() -> float:
         torch.cuda.synchronize()
         start = time.perf_counter()
@@ -62,7 +64,7 @@ def allocation(size_bytes: int, cached: bool) -> Batch:
         torch.empty(size_bytes, dtype=torch.uint8, device="cuda")
 
     repeats = 2000 if cached else 3 if size_bytes >= GIB else 20
-    return _on_one_processor(_batch_of(work, repeats))
+    return _on_one_processor(batch_of(work, repeats))
 
 
 def threads(large_bytes: int | None) -> Batch:
@@ -127,7 +129,7 @@ def training() -> Batch:
         optimizer.step()
 
     # The thread of the backward pass is born in the first batch and stays on that processor.
-    return _on_one_processor(_batch_of(work, repeats=5))
+    return _on_one_processor(batch_of(work, repeats=5))
 
 
 def inference() -> Batch:
@@ -139,4 +141,4 @@ def inference() -> Batch:
         with torch.no_grad():
             model(data)
 
-    return _on_one_processor(_batch_of(work, repeats=20))
+    return _on_one_processor(batch_of(work, repeats=20))
