@@ -9,9 +9,11 @@ RUN := $(VENV)/bin/python
 
 .PHONY: test demo test-gpu test-torch bench lint env clean
 
-# The simulated CUDA device takes the place of a real one, on a machine with a GPU too.
+# The simulated CUDA device takes the place of a real one, on a machine with a GPU too. Files are
+# divided among the cores, 8 at most: each process holds torch, and pinned memory is real.
 test: env
-	$(RUN) -m tests.simulator -- $(RUN) -m pytest tests -m "not gpu"
+	$(RUN) -m tests.simulator -- $(RUN) -m pytest tests -m "not gpu" \
+	    -n auto --maxprocesses 8 --dist loadfile
 
 demo: env
 	@if $(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \

@@ -28,7 +28,12 @@ DEFAULT_TORCH = f"2.{target_torch.OLDEST_MINOR}"
 # What to import, and what to install where that fails.
 BUILD_TOOLS = {"setuptools": "setuptools>=64,<82", "wheel": "wheel", "ninja": "ninja"}
 # numpy: without it torch warns when it is imported, and the tests take warnings for errors.
-TEST_TOOLS = {"pytest": "pytest>=8", "hypothesis": "hypothesis>=6", "numpy": "numpy"}
+TEST_TOOLS = {
+    "pytest": "pytest>=8",
+    "xdist": "pytest-xdist>=3",
+    "hypothesis": "hypothesis>=6",
+    "numpy": "numpy",
+}
 
 # Pinned, because another version of a formatter finds other faults.
 LINT_TOOLS = ["ruff==0.17.6", "mypy==2.4.1", "clang-format==21.1.8"]
