@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from egm_alloc.config import FIELDS, Config, check_field
+from egm_alloc.vllm import settings as vllm_settings
 
 PREFIX = "EGM_ALLOC_"
 AUTO_ENABLE = PREFIX + "AUTO_ENABLE"
@@ -156,4 +157,4 @@ def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
 
 def known_variables() -> list[str]:
     """Return the environment variables that are read."""
-    return [variable(field) for field in FIELDS] + [AUTO_ENABLE]
+    return [*(variable(field) for field in FIELDS), AUTO_ENABLE, *vllm_settings.VARIABLES]

@@ -1,0 +1,96 @@
+"""What cannot work together is refused before vLLM spends a minute on loading."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from egm_alloc import _C
+from egm_alloc.vllm.settings import BACKING, KV, WEIGHTS, Settings
+
+_GIB = 1 << 30
+
+
+def check(vllm_config: Any, settings: Settings) -> None:
+    """Check the plugin's settings against vLLM's configuration and the host.
+
+    Parameters
+    ----------
+    vllm_config : VllmConfig
+        vLLM's.
+    settings : Settings
+        The plugin's.
+
+    Raises
+    ------
+    ValueError
+        If they cannot go together; says why and what to do.
+    """
+    if settings.kv_bytes != 0:
+        _check_kv_cache(vllm_config, settings)
+    # The default bound is no wish of the user's: with sleep mode it steps aside.
+    wants_weights = isinstance(settings.weights_hbm_bytes, int)
+    if (settings.kv_bytes != 0 or wants_weights) and _has_own_pool(vllm_config):
+        name = KV if settings.kv_bytes != 0 else WEIGHTS
+        raise ValueError(
+            f"{name} is set together with sleep mode (enable_sleep_mode or "
+            "enable_cumem_allocator): that keeps weights and KV cache in a memory pool of its "
+            f"own, whose tensors egm_alloc must not place. Unset {name}, or turn sleep mode off"
+        )
+
+
+def _has_own_pool(vllm_config: Any) -> bool:
+    model = vllm_config.model_config
+    return bool(
+        getattr(model, "enable_sleep_mode", False)
+        or getattr(model, "enable_cumem_allocator", False)
+    )
+
+
+def _check_kv_cache(vllm_config: Any, settings: Settings) -> None:
+    parallel, cache = vllm_config.parallel_config, vllm_config.cache_config
+    if settings.backing == "pinned":
+        raise ValueError(
+            f"{BACKING} is 'pinned' and {KV} is set: one KV tensor has its head in HBM and its "
+            "tail on the host, which pinned memory cannot give it. Choose 'numa', 'managed' or "
+            "'auto'"
+        )
+    if cache.num_gpu_blocks_override is not None:
+        raise ValueError(
+            f"{KV} is set together with num_gpu_blocks_override "
+            f"({cache.num_gpu_blocks_override}): which of that many blocks fit into HBM is not "
+            "known. Set kv_cache_memory_bytes or gpu_memory_utilization instead"
+        )
+    if parallel.pipeline_parallel_size > 1:
+        raise ValueError(
+            f"{KV} is set together with pipeline_parallel_size "
+            f"{parallel.pipeline_parallel_size}: the stages have blocks of different sizes, so "
+            "there is no common number of blocks in HBM. Use tensor_parallel_size"
+        )
+    if getattr(vllm_config, "kv_transfer_config", None) is not None:
+        raise ValueError(
+            f"{KV} is set together with a KV connector (kv_transfer_config or "
+            "kv_offloading_size): connectors register the KV cache as memory of one device, "
+            f"which an extended one is not. Unset one of them; {WEIGHTS} works with connectors"
+        )
+    if getattr(parallel, "enable_elastic_ep", False):
+        raise ValueError(
+            f"{KV} is set together with enable_elastic_ep, which fixes the size of the KV cache "
+            "elsewhere. Unset one of them"
+        )
+    if isinstance(settings.kv_bytes, int):
+        _check_host(settings.kv_bytes, parallel)
+
+
+def _check_host(kv_bytes: int, parallel: Any) -> None:
+    gpus = max(1, getattr(parallel, "local_world_size", 1))
+    carveout = _C.egm_carveout()
+    if carveout is None:
+        found = _C.host_memory()
+        has, what = found["total_bytes"] - found["reserve_bytes"], "the host less its reserve"
+    else:
+        has, what = carveout, "the carve-out of Extended GPU Memory"
+    if kv_bytes * gpus > has:
+        raise ValueError(
+            f"{KV} is {kv_bytes / _GIB:g} on each of {gpus} GPUs, and {what} has "
+            f"{has / _GIB:.1f} GiB in all; allowed: up to {has / gpus / _GIB:.1f}"
+        )

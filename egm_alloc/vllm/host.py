@@ -1,0 +1,72 @@
+"""Which host memory is used, and how much of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from egm_alloc import _C
+from egm_alloc.vllm import kv_cache
+from egm_alloc.vllm.settings import KV, Settings
+
+logger = logging.getLogger("vllm.egm_alloc")
+
+_GIB = 1 << 30
+
+
+def weights_backing(settings: Settings, device: int) -> str:
+    """Return the kind of memory for weights: one that the GPU reads where it is, without faults."""
+    if settings.backing != "auto":
+        return settings.backing
+    suits, _ = _C.choose_backing(device)
+    return "numa" if suits == "numa" else "pinned"
+
+
+def kv_maker(
+    settings: Settings, device: int
+) -> Callable[[int, torch.device, kv_cache.Boundary], torch.Tensor]:
+    """Return what makes a KV tensor with its head in HBM: by mapping, or by advice."""
+    maps_host_nodes = _C.device_traits(device)["host_numa_vmm"]
+    if settings.backing == "numa" or (settings.backing == "auto" and maps_host_nodes):
+        return kv_cache.make_split
+    return kv_cache.make_managed
+
+
+def kv_bytes(worker: Any, settings: Settings) -> int:
+    """Return the extended bytes for the KV cache of one GPU, alike in all workers.
+
+    With ``auto``: none where the GPU reaches host memory over PCIe, because there a KV cache on
+    the host makes serving slower than waiting; else half of what the host can spare, divided among
+    its GPUs.
+    """
+    if settings.kv_bytes != "auto":
+        return settings.kv_bytes
+    suits, reason = _C.choose_backing(worker.device.index)
+    if suits == "pinned":
+        logger.info(
+            "egm_alloc: %s=auto adds nothing to the KV cache: %s, and waiting for blocks in HBM is "
+            "faster than that. Give a number of GiB to have them all the same.",
+            KV,
+            reason,
+        )
+        return 0
+    found = _C.host_memory()
+    spare = found["available_bytes"] - found["promised_bytes"] - found["reserve_bytes"]
+    carveout = _C.egm_carveout()
+    if suits == "numa" and carveout is not None:
+        spare = carveout
+    gpus = max(1, worker.parallel_config.local_world_size)
+    return _least(max(0, spare) // 2 // gpus // _GIB * _GIB)
+
+
+def _least(mine: int) -> int:
+    """Return the least of all workers' numbers, so that all have the same boundary."""
+    from vllm.distributed.parallel_state import get_world_group
+
+    group = get_world_group().cpu_group
+    numbers: list[int] = [0] * torch.distributed.get_world_size(group)
+    torch.distributed.all_gather_object(numbers, mine, group=group)
+    return min(numbers)

@@ -1,0 +1,299 @@
+"""Where the blocks of the KV cache are: the first ones in HBM, the others on the host.
+
+A block is a row of every layer's KV tensor, so the boundary is one block id, and in each tensor
+the head is in HBM and the tail on the host. Needs torch, not vLLM: vLLM's objects are taken as
+they come (``vllm/v1/kv_cache_interface.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+import egm_alloc
+
+# The most that a split tensor's head can be rounded by: chunks are 2 MiB, or a 1024th part of the
+# tensor (csrc/cuda/mapped_range.cpp).
+_PAGE = 2 << 20
+_MOST_CHUNKS = 1024
+
+
+class KVBytes(int):
+    """What a worker answers for its KV cache: the bytes, and how many of them are extended.
+
+    vLLM wants one int from each worker. This one carries the second number into the engine core,
+    which must know the boundary too.
+    """
+
+    extended: int
+
+    def __new__(cls, total: int, extended: int) -> KVBytes:
+        """Return the number of all bytes, `extended` of which are not in HBM."""
+        self = super().__new__(cls, total)
+        self.extended = extended
+        return self
+
+    def __reduce__(self) -> tuple[type[KVBytes], tuple[int, int]]:
+        """Keep both numbers on the way to another process."""
+        return KVBytes, (int(self), self.extended)
+
+
+def _backings(config: Any) -> list[int]:
+    """Return the size in bytes of each allocation of the KV cache; packed layers share one."""
+    packed = [t.size for t in config.kv_cache_tensors if getattr(t, "block_stride", 0) > 0]
+    return [
+        *(t.size for t in config.kv_cache_tensors if getattr(t, "block_stride", 0) == 0),
+        *packed[:1],
+    ]
+
+
+def _rounding(size: int) -> int:
+    return math.ceil(size / _MOST_CHUNKS) + _PAGE
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Which blocks are in HBM.
+
+    Parameters
+    ----------
+    num_blocks : int
+        All blocks of the KV cache.
+    hbm_blocks : int
+        Blocks with ids below this one are in HBM, whole and in every layer.
+    block_bytes : int
+        Bytes of a block, summed over the layers.
+    """
+
+    num_blocks: int
+    hbm_blocks: int
+    block_bytes: int
+
+    @property
+    def extended_blocks(self) -> int:
+        """The number of blocks that are not in HBM; one that straddles the boundary is of them."""
+        return self.num_blocks - self.hbm_blocks
+
+    def head_bytes(self, size: int) -> int:
+        """Return the part in bytes of a tensor of `size` bytes that holds the blocks in HBM."""
+        return self.hbm_blocks * (size // self.num_blocks)
+
+    def device_fraction(self, size: int) -> float:
+        """Return the part of a tensor to ask HBM for: its head, and room for rounding down."""
+        if self.hbm_blocks == 0:
+            return 0.0
+        return min(1.0, (self.head_bytes(size) + _rounding(size)) / size)
+
+
+def find_boundary(config: Any, extended_bytes: int) -> Boundary:
+    """Return the boundary, alike in the engine core and in every worker.
+
+    Parameters
+    ----------
+    config : KVCacheConfig
+        vLLM's, with the final number of blocks.
+    extended_bytes : int
+        The extended memory that was added for the KV cache of each GPU.
+
+    Returns
+    -------
+    Boundary
+        HBM takes no more than vLLM found for the KV cache: rounding goes at the cost of blocks.
+    """
+    sizes = _backings(config)
+    block_bytes = sum(size // config.num_blocks for size in sizes)
+    extended = 0
+    if extended_bytes > 0 and block_bytes > 0:
+        wanted = extended_bytes + sum(map(_rounding, sizes))
+        extended = min(config.num_blocks, math.ceil(wanted / block_bytes))
+    return Boundary(config.num_blocks, config.num_blocks - extended, block_bytes)
+
+
+class Placement(TorchFunctionMode):
+    """Within the block, KV tensors are made with their heads in HBM and their tails on the host.
+
+    A KV tensor is recognised by its size, type and device: vLLM makes each by
+    ``torch.zeros(size, dtype=torch.int8, device=...)``.
+
+    Parameters
+    ----------
+    config : KVCacheConfig
+        vLLM's.
+    boundary : Boundary
+        Of this configuration.
+    make : callable
+        Makes a tensor of a size in bytes on a device: `make_split` or `make_managed`.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        boundary: Boundary,
+        make: Callable[[int, torch.device, Boundary], torch.Tensor],
+    ) -> None:
+        super().__init__()
+        self._missing = Counter(_backings(config))
+        self._boundary = boundary
+        self._make = make
+        self.tensors: list[torch.Tensor] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Make KV tensors our way; everything else passes."""
+        kwargs = kwargs or {}
+        size = args[0] if func is torch.zeros and len(args) == 1 else None
+        if not isinstance(size, int) or kwargs.get("dtype") is not torch.int8:
+            return func(*args, **kwargs)
+        device = torch.device(kwargs.get("device") or "cpu")
+        if device.type != "cuda" or self._missing[size] == 0:
+            return func(*args, **kwargs)
+        self._missing[size] -= 1
+        tensor = self._make(size, device, self._boundary)
+        self.tensors.append(tensor)
+        return tensor
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave the block; if it went well, all KV tensors must have been made in it."""
+        super().__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
+        if kind is None and self._missing.total() > 0:
+            raise RuntimeError(
+                f"egm_alloc: {self._missing.total()} of {len(self.tensors)} KV tensors were "
+                "allocated in a way that the plugin does not know, so their blocks cannot be "
+                "placed: set EGM_ALLOC_VLLM_KV_GIB=0"
+            )
+
+
+def make_split(size: int, device: torch.device, boundary: Boundary) -> torch.Tensor:
+    """Return zeros in one range of addresses, whose head is in HBM and whose tail is mapped."""
+    fraction = boundary.device_fraction(size)
+    with egm_alloc.place("split", device_fraction=fraction, tag="kv_cache", min_bytes=0):
+        return torch.zeros(size, dtype=torch.int8, device=device)
+
+
+def make_managed(size: int, device: torch.device, boundary: Boundary) -> torch.Tensor:
+    """Return zeros in managed memory, with the advice that its head stays in HBM, its tail not."""
+    with egm_alloc.place("managed", tag="kv_cache", min_bytes=0):
+        tensor = torch.empty(size, dtype=torch.int8, device=device)
+    head = boundary.head_bytes(size)
+    for part, where in ((tensor[:head], "device"), (tensor[head:], "host")):
+        egm_alloc.advise(part, preferred_location=where, accessed_by=("device", "host"))
+        egm_alloc.prefetch(part, where)
+    return tensor.zero_()
+
+
+def check_heads(tensors: Sequence[torch.Tensor], boundary: Boundary) -> None:
+    """Ask the driver whether the blocks that should be in HBM are there.
+
+    Parameters
+    ----------
+    tensors : sequence of torch.Tensor
+        The allocations of the KV cache, one-dimensional, of one byte an element.
+    boundary : Boundary
+        Of this KV cache.
+
+    Raises
+    ------
+    RuntimeError
+        If a part of them is not.
+    """
+    torch.cuda.synchronize()
+    for tensor in tensors:
+        head = tensor[: boundary.head_bytes(tensor.numel())]
+        if egm_alloc.info(tensor).backing == "managed":
+            wrong = egm_alloc.residency(head).host_bytes
+        else:
+            pages = range(0, head.numel(), _PAGE)
+            on_device = (
+                egm_alloc.residency(head[at : at + 1]).memory_type == "device" for at in pages
+            )
+            wrong = sum(_PAGE for it_is in on_device if not it_is)
+        if wrong:
+            raise RuntimeError(
+                f"egm_alloc: {wrong} bytes of KV blocks below block {boundary.hbm_blocks} are not "
+                "in HBM, where all of them should be: lower gpu_memory_utilization, or set "
+                "EGM_ALLOC_VLLM_KV_GIB=0"
+            )
+
+
+def check_layout(
+    views: Iterable[torch.Tensor | Sequence[torch.Tensor]],
+    tensors: Sequence[torch.Tensor],
+    boundary: Boundary,
+) -> None:
+    """Check that each layer keeps the blocks below the boundary in the head of its allocation.
+
+    Parameters
+    ----------
+    views : iterable of torch.Tensor or sequence of torch.Tensor
+        The layers' KV caches as the attention kernels see them.
+    tensors : sequence of torch.Tensor
+        The allocations behind them.
+    boundary : Boundary
+        Of this KV cache.
+
+    Raises
+    ------
+    RuntimeError
+        If the layout does not keep them there; says which to choose.
+    """
+    if boundary.hbm_blocks == 0:
+        return
+    heads = {
+        tensor.untyped_storage().data_ptr(): boundary.head_bytes(tensor.numel())
+        for tensor in tensors
+    }
+    flat = (
+        view
+        for entry in views
+        for view in ([entry] if isinstance(entry, torch.Tensor) else entry)
+        if view.numel() > 0
+    )
+    for view in flat:
+        start = view.untyped_storage().data_ptr()
+        if start not in heads:
+            raise RuntimeError(
+                "egm_alloc: a layer's KV cache is in none of the tensors that the plugin placed: "
+                "set EGM_ALLOC_VLLM_KV_GIB=0"
+            )
+        if _end_of_blocks(view, boundary) - start > heads[start]:
+            raise RuntimeError(
+                f"egm_alloc: this layout of the KV cache (shape {tuple(view.shape)}, strides "
+                f"{view.stride()}) does not begin with whole blocks, so HBM cannot hold the first "
+                f"{boundary.hbm_blocks} of them: choose a layout with blocks outermost (from vLLM "
+                "0.29 VLLM_KV_CACHE_LAYOUT=BLHNC, before another attention backend), or set "
+                "EGM_ALLOC_VLLM_KV_GIB=0"
+            )
+
+
+def _end_of_blocks(view: torch.Tensor, boundary: Boundary) -> int:
+    """Return the address behind the last byte of the blocks in HBM, in one layer's view."""
+    # The dimension of blocks is the outermost whose size is that of the blocks; a block of vLLM's
+    # may be several of the kernel's.
+    dimensions = [d for d in range(view.dim()) if view.shape[d] % boundary.num_blocks == 0]
+    if not dimensions:
+        raise RuntimeError(
+            f"egm_alloc: a KV cache of shape {tuple(view.shape)} has no dimension of "
+            f"{boundary.num_blocks} blocks: set EGM_ALLOC_VLLM_KV_GIB=0"
+        )
+    blocks = max(dimensions, key=view.stride)
+    per_block = view.shape[blocks] // boundary.num_blocks
+    head = view.narrow(blocks, 0, boundary.hbm_blocks * per_block)
+    last = sum((n - 1) * s for n, s in zip(head.shape, head.stride(), strict=True))
+    return head.data_ptr() + (last + 1) * head.element_size()

@@ -1,0 +1,136 @@
+"""Putting the plugin's steps in the place of vLLM's, in one process."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from egm_alloc.vllm import contract, steps
+from egm_alloc.vllm.settings import from_environment
+
+logger = logging.getLogger("vllm.egm_alloc")
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A method of vLLM's and the step that takes its place.
+
+    Parameters
+    ----------
+    target : str
+        Module and path, such as ``"vllm.v1.worker.gpu_worker:Worker.load_model"``.
+    step : callable
+        Called with the object, the method as it was, bound to it, and the arguments.
+    """
+
+    target: str
+    step: Callable[..., Any]
+
+    def apply(self) -> None:
+        """Put the step in the method's place; once, however often it is called."""
+        module, path = self.target.split(":")
+        *owners, name = path.split(".")
+        owner = functools.reduce(getattr, owners, importlib.import_module(module))
+        method = getattr(owner, name)
+        if hasattr(method, "egm_alloc_step"):
+            return
+
+        @functools.wraps(method)
+        def replaced(self: Any, *rest: Any, **options: Any) -> Any:
+            bound = functools.partial(method, self)
+            if getattr(self, "takes_steps_itself", False):
+                return bound(*rest, **options)
+            return replaced.egm_alloc_step(self, bound, *rest, **options)  # type: ignore[attr-defined]
+
+        replaced.egm_alloc_step = self.step  # type: ignore[attr-defined]
+        setattr(owner, name, replaced)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the plugin: all of its patches are made, or none."""
+
+    name: str
+    needs: tuple[contract.Need, ...]
+    patches: tuple[Patch, ...]
+
+
+CHECKS = Part(
+    "the check of settings at start-up",
+    contract.CHECKS,
+    (Patch("vllm.engine.arg_utils:EngineArgs.create_engine_config", steps.create_engine_config),),
+)
+_ALLOCATE = Patch(
+    "vllm.v1.worker.gpu_worker:Worker.initialize_from_config", steps.initialize_from_config
+)
+WEIGHTS = Part(
+    "weights in host memory",
+    contract.WEIGHTS,
+    (Patch("vllm.v1.worker.gpu_worker:Worker.load_model", steps.load_model), _ALLOCATE),
+)
+KV_CACHE = Part(
+    "KV cache in host memory",
+    contract.KV_CACHE,
+    (
+        Patch(
+            "vllm.v1.worker.gpu_worker:Worker.determine_available_memory",
+            steps.determine_available_memory,
+        ),
+        _ALLOCATE,
+        Patch("vllm.v1.engine.core:EngineCore.__init__", steps.initialize_engine_core),
+    ),
+)
+
+
+def read_installed(module: str) -> str | None:
+    """Return the source of an installed module, without running it; None if there is none."""
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return None
+    if found is None or found.origin is None:
+        return None
+    return Path(found.origin).read_text("utf-8")
+
+
+def install() -> None:
+    """Patch vLLM in this process, as far as its version was checked and the settings ask for it.
+
+    Bad settings are not raised here, where vLLM would end with a trace of its own loading:
+    `EngineArgs.create_engine_config` raises them, before anything is loaded.
+    """
+    version = importlib.metadata.version("vllm")
+    try:
+        settings = from_environment()
+    except ValueError as error:
+        if not _install_part(CHECKS, version, allow_untested=True):
+            logger.error("egm_alloc: the plugin is off: %s", error)
+        return
+    parts = [CHECKS]
+    if settings.weights_hbm_bytes is not None:
+        parts.append(WEIGHTS)
+    if settings.kv_bytes != 0:
+        parts.append(KV_CACHE)
+    for part in parts:
+        _install_part(part, version, settings.allow_untested)
+
+
+def _install_part(part: Part, version: str, allow_untested: bool) -> bool:
+    """Make all patches of a part or, with a line in the log, none."""
+    needs = part.needs
+    if part is KV_CACHE:
+        needs += contract.allocators(read_installed)
+    reason = contract.why_not(needs, read_installed, version, allow_untested)
+    if reason is not None:
+        logger.warning("egm_alloc: %s is off: %s", part.name, reason)
+        return False
+    for patch in part.patches:
+        patch.apply()
+    return True

@@ -1,0 +1,31 @@
+"""The plugin as a worker class, for ``--worker-cls egm_alloc.vllm.Worker``: nothing is patched.
+
+It reaches what a worker does. The order in which blocks are handed out is the scheduler's, in
+another process, and stays vLLM's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.worker.gpu_worker import Worker as VllmWorker
+
+from egm_alloc.vllm import steps
+
+
+class Worker(VllmWorker):  # type: ignore[misc]
+    """vLLM's GPU worker, with weights and KV cache beyond HBM."""
+
+    takes_steps_itself = True  # where the plugin has patched the class below, too
+
+    def load_model(self, *rest: Any, **options: Any) -> None:
+        """Load the weights, into HBM up to the bound and into host memory beyond it."""
+        steps.load_model(self, super().load_model, *rest, **options)
+
+    def determine_available_memory(self) -> int:
+        """Add the extended memory to what vLLM found for the KV cache in HBM."""
+        return steps.determine_available_memory(self, super().determine_available_memory)
+
+    def initialize_from_config(self, kv_cache_config: Any) -> None:
+        """Allocate the KV cache, its first blocks in HBM, and say what it costs."""
+        steps.initialize_from_config(self, super().initialize_from_config, kv_cache_config)

@@ -1,0 +1,174 @@
+"""The boundary of the KV cache, and where the tensors on both of its sides are."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import egm_alloc
+from egm_alloc.vllm import host, kv_cache, steps
+from egm_alloc.vllm.kv_cache import Boundary, KVBytes, Placement, find_boundary
+from egm_alloc.vllm.settings import Settings
+from tests.simulator import sim
+from tests.vllm.fakes import GIB, MIB, Config, Runner, Tensor, Worker, config_of
+
+
+def test_answer_of_a_worker_keeps_both_numbers_on_its_way() -> None:
+    answer = pickle.loads(pickle.dumps([KVBytes(5 * GIB, 2 * GIB)]))[0]
+    assert answer == 5 * GIB
+    assert answer.extended == 2 * GIB
+
+
+@given(
+    num_blocks=st.integers(1, 100_000),
+    page_bytes=st.integers(1, 1 << 20).map(lambda n: n * 64),
+    layers=st.integers(1, 100),
+    extended_bytes=st.integers(0, 1 << 42),
+)
+def test_hbm_takes_no_more_than_vllm_found(
+    num_blocks: int, page_bytes: int, layers: int, extended_bytes: int
+) -> None:
+    config = config_of(num_blocks, page_bytes, layers)
+    boundary = find_boundary(config, extended_bytes)
+    all_bytes = sum(tensor.size for tensor in config.kv_cache_tensors)
+    assert boundary.hbm_blocks + boundary.extended_blocks == num_blocks
+    assert boundary.block_bytes == layers * page_bytes
+    if extended_bytes == 0:
+        assert boundary.extended_blocks == 0
+        return
+    in_hbm = sum(boundary.device_fraction(t.size) * t.size for t in config.kv_cache_tensors)
+    assert in_hbm <= max(0, all_bytes - extended_bytes) + 1
+    # At most what rounding takes, and the block that straddles.
+    wanted = extended_bytes + layers * (page_bytes * num_blocks / 1024 + 2 * MIB + 1)
+    assert boundary.extended_blocks <= wanted / boundary.block_bytes + 1
+
+
+def test_packed_layers_share_their_bytes() -> None:
+    config = Config(10, [Tensor(100 * MIB, block_stride=10 * MIB) for _ in range(3)])
+    assert find_boundary(config, 30 * MIB).block_bytes == 10 * MIB
+    assert find_boundary(config, 30 * MIB).extended_blocks == 4  # 30 MiB, and rounding
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize("make", [kv_cache.make_split, kv_cache.make_managed])
+def test_first_blocks_are_in_hbm_and_the_others_are_not(make: object) -> None:
+    egm_alloc.enable(threshold_gib=1 << 30, spill=False)
+    config = config_of(num_blocks=64, page_bytes=MIB, layers=2)
+    boundary = find_boundary(config, 50 * MIB)
+    runner = Runner(torch.device("cuda:0"))
+    taken = sim.hbm()["taken"]
+    with Placement(config, boundary, make) as placement:  # type: ignore[arg-type]
+        runner.initialize_kv_cache(config)
+    assert [tensor.numel() for tensor in placement.tensors] == [64 * MIB, 64 * MIB]
+    assert egm_alloc.info(runner.block_table).tier == "device"
+    for tensor in placement.tensors:
+        assert egm_alloc.info(tensor).tag == "kv_cache"
+        head = boundary.head_bytes(tensor.numel())
+        assert egm_alloc.residency(tensor[head:]).host_bytes >= 0
+    kv_cache.check_heads(placement.tensors, boundary)
+    kv_cache.check_layout(runner.kv_caches, placement.tensors, boundary)
+    if make is kv_cache.make_split:
+        in_hbm = sim.hbm()["taken"] - taken - 20 * MIB  # the block table's segment
+        assert in_hbm <= 2 * 64 * MIB - 50 * MIB
+        last = placement.tensors[0][-1:]
+        assert egm_alloc.residency(last).memory_type == "host"
+
+
+@pytest.mark.simulated
+def test_head_that_is_not_in_hbm_is_refused() -> None:
+    egm_alloc.enable(threshold_gib=1 << 30, spill=False)
+    config = config_of(num_blocks=64, page_bytes=MIB, layers=1)
+    boundary = find_boundary(config, 50 * MIB)
+    with Placement(config, boundary, kv_cache.make_split) as placement:
+        Runner(torch.device("cuda:0")).initialize_kv_cache(config)
+    kv_cache.check_heads(placement.tensors, boundary)
+    with pytest.raises(RuntimeError, match="bytes of KV blocks below block 60 are not in HBM"):
+        kv_cache.check_heads(placement.tensors, Boundary(64, 60, MIB))
+
+
+@pytest.mark.simulated
+def test_kv_tensors_made_in_an_unknown_way_are_refused() -> None:
+    egm_alloc.enable(threshold_gib=1 << 30, spill=False)
+    config = config_of(num_blocks=64, page_bytes=MIB, layers=2)
+    with pytest.raises(RuntimeError, match="KV tensors were allocated in a way that"):
+        with Placement(config, find_boundary(config, MIB), kv_cache.make_split):
+            torch.empty(64 * MIB, dtype=torch.int8, device="cuda")
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize(
+    ("shape", "order"),
+    [
+        ((2, 64, MIB // 2), (0, 1, 2)),  # keys before values
+        ((64, 8, MIB // 8), (1, 0, 2)),  # heads before blocks
+    ],
+)
+def test_layout_without_whole_blocks_first_is_refused(
+    shape: tuple[int, ...], order: tuple[int, ...]
+) -> None:
+    raw = torch.empty(64 * MIB, dtype=torch.int8, device="cuda")
+    view = raw.view([shape[d] for d in order]).permute([order.index(d) for d in range(3)])
+    boundary = Boundary(64, 32, MIB)
+    kv_cache.check_layout([raw.view(64, 16, -1)], [raw], boundary)
+    kv_cache.check_layout([[raw.view(128, -1)]], [raw], boundary)  # two of the kernel's a block
+    with pytest.raises(RuntimeError, match="does not begin with whole blocks"):
+        kv_cache.check_layout([view], [raw], boundary)
+
+
+@pytest.mark.simulated
+def test_layers_one_behind_the_other_in_one_allocation_are_refused() -> None:
+    raw = torch.empty(64 * MIB, dtype=torch.int8, device="cuda")
+    boundary = Boundary(64, 32, MIB)
+    layers_outermost = raw.view(2, 64, -1)
+    blocks_outermost = raw.view(64, 2, -1)
+    kv_cache.check_layout([blocks_outermost[:, 0], blocks_outermost[:, 1]], [raw], boundary)
+    with pytest.raises(RuntimeError, match="VLLM_KV_CACHE_LAYOUT=BLHNC"):
+        kv_cache.check_layout([layers_outermost[0], layers_outermost[1]], [raw], boundary)
+
+
+@pytest.mark.simulated
+def test_kv_cache_goes_as_far_beyond_hbm_as_the_setting_says(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("EGM_ALLOC_VLLM_KV_GIB", "0.125")
+    worker = Worker()
+    worker.in_hbm = 128 * MIB
+    available = steps.determine_available_memory(worker, worker.determine_available_memory)
+    assert available == 256 * MIB
+    config = config_of(available // (2 * MIB), page_bytes=MIB)
+    with caplog.at_level("INFO", logger="vllm.egm_alloc"):
+        steps.initialize_from_config(worker, worker.initialize_from_config, config)
+    boundary = find_boundary(config, available.extended)  # type: ignore[attr-defined]
+    assert 0 < boundary.hbm_blocks < 64
+    assert f"({boundary.hbm_blocks} blocks, {boundary.hbm_blocks * 16} tokens)" in caplog.text
+    assert "link: the GPU reads host memory at" in caplog.text
+    assert {egm_alloc.info(cache).backing for cache in worker.model_runner.kv_caches} == {"split"}
+
+
+@pytest.mark.simulated
+def test_without_the_setting_the_kv_cache_is_vllms() -> None:
+    worker = Worker()
+    assert steps.determine_available_memory(worker, worker.determine_available_memory) == GIB
+    config = config_of(64, page_bytes=MIB)
+    steps.initialize_from_config(worker, worker.initialize_from_config, config)
+    assert {egm_alloc.info(cache).tier for cache in worker.model_runner.kv_caches} == {"device"}
+
+
+@pytest.mark.simulated
+def test_activations_that_do_not_fit_stay_vllms_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EGM_ALLOC_VLLM_KV_GIB", "1")
+    worker = Worker()
+    worker.in_hbm = -MIB
+    assert steps.determine_available_memory(worker, worker.determine_available_memory) == -MIB
+
+
+@pytest.mark.simulated
+def test_auto_adds_nothing_over_pcie_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    torch.cuda.init()
+    with caplog.at_level("INFO", logger="vllm.egm_alloc"):
+        assert host.kv_bytes(Worker(), Settings(kv_bytes="auto")) == 0
+    assert "adds nothing to the KV cache: host memory is behind PCIe" in caplog.text

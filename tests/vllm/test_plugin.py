@@ -1,0 +1,331 @@
+"""The entry point and the patches, without vLLM: with a package of its name made by the tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import egm_alloc_vllm
+from egm_alloc.vllm import contract, source
+from egm_alloc.vllm.plugin import KV_CACHE, WEIGHTS
+from tests.simulator.launch import environment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# What the plugin patches, with the names that it needs; shaped as in vLLM 0.26.
+SOURCES = {
+    "vllm/__init__.py": "",
+    "vllm/engine/__init__.py": "",
+    "vllm/engine/arg_utils.py": """
+        class EngineArgs:
+            def create_engine_config(self, usage_context=None, headless=False):
+                from tests.vllm.fakes import vllm_config
+                return vllm_config()
+        """,
+    "vllm/v1/__init__.py": "",
+    "vllm/v1/kv_cache_interface.py": """
+        class KVCacheTensor:
+            size: int
+        class KVCacheConfig:
+            num_blocks: int
+            kv_cache_tensors: list
+        """,
+    "vllm/v1/worker/__init__.py": "",
+    "vllm/v1/worker/gpu_worker.py": """
+        from tests.vllm import fakes
+        class Worker(fakes.Worker):
+            def init_device(self):
+                self.requested_memory, self.device
+            def load_model(self, *, load_dummy_weights=False):
+                self.model_runner.load_model()
+            def determine_available_memory(self):
+                self.cache_config.kv_cache_memory_bytes = self.requested_memory
+                return self.in_hbm
+            def initialize_from_config(self, kv_cache_config):
+                self.model_runner.initialize_kv_cache(kv_cache_config)
+        """,
+    "vllm/v1/worker/gpu_model_runner.py": """
+        class GPUModelRunner:
+            def __init__(self):
+                self.kv_caches = []
+            def _allocate_kv_cache_tensors(self, kv_cache_config):
+                torch.zeros(tensor.size, dtype=torch.int8)
+        """,
+    "vllm/v1/worker/gpu/__init__.py": "",
+    "vllm/v1/worker/gpu/model_runner.py": """
+        class GPUModelRunner:
+            def initialize_kv_cache(self):
+                self.kv_caches = []
+        """,
+    "vllm/v1/worker/gpu/attn_utils.py": """
+        def _allocate_kv_cache(kv_cache_config):
+            torch.zeros(tensor.size, dtype=torch.int8)
+        """,
+    "vllm/v1/engine/__init__.py": "",
+    "vllm/v1/engine/core.py": """
+        from types import SimpleNamespace
+        from tests.vllm.fakes import MIB, config_of
+        from tests.vllm.test_block_queue import Block, Queue
+        from vllm.v1.worker.gpu_worker import Worker
+        class EngineCore:
+            def __init__(self, vllm_config):
+                self.available_gpu_memory_for_kv_cache = -1
+                self.worker = Worker(vllm_config)
+                config = self._initialize_kv_caches()
+                blocks = [Block(i) for i in range(config.num_blocks)]
+                pool = SimpleNamespace(free_block_queue=Queue(blocks))
+                self.scheduler = SimpleNamespace(
+                    kv_cache_config=config, kv_cache_manager=SimpleNamespace(block_pool=pool)
+                )
+            def _initialize_kv_caches(self):
+                self.worker.load_model()
+                self.worker.in_hbm = 128 * MIB
+                available = self.worker.determine_available_memory()
+                self.available_gpu_memory_for_kv_cache = available
+                config = config_of(available // (2 * MIB), MIB)
+                self.worker.initialize_from_config(config)
+                return config
+        """,
+    "vllm/v1/core/__init__.py": "",
+    "vllm/v1/core/sched/__init__.py": "",
+    "vllm/v1/core/sched/scheduler.py": """
+        class Scheduler:
+            def __init__(self, kv_cache_config):
+                self.kv_cache_config = kv_cache_config
+        """,
+    "vllm/v1/core/kv_cache_manager.py": """
+        class KVCacheManager:
+            def __init__(self):
+                self.block_pool = None
+        """,
+    "vllm/v1/core/block_pool.py": """
+        class BlockPool:
+            def __init__(self):
+                self.free_block_queue = None
+        """,
+    "vllm/v1/core/kv_cache_utils.py": """
+        class FreeKVCacheBlockQueue:
+            def __init__(self, blocks):
+                self.num_free_blocks = 0
+            def popleft(self): pass
+            def popleft_n(self, n): pass
+            def remove(self, block): pass
+            def append(self, block): pass
+            def append_n(self, blocks): pass
+            def get_all_free_blocks(self): pass
+        """,
+}
+
+START = """
+import sys
+import egm_alloc_vllm
+egm_alloc_vllm.register()
+egm_alloc_vllm.register()
+"""
+
+RUN = (
+    START
+    + """
+import egm_alloc
+from vllm.engine.arg_utils import EngineArgs
+from vllm.v1.engine.core import EngineCore
+core = EngineCore(EngineArgs().create_engine_config())
+queue = core.scheduler.kv_cache_manager.block_pool.free_block_queue
+print(type(queue).__name__, queue.num_free_blocks)
+caches = core.worker.model_runner.kv_caches
+print(*sorted({egm_alloc.info(cache).backing or "-" for cache in caches}))
+"""
+)
+
+
+@pytest.fixture
+def vllm(tmp_path: Path) -> Path:
+    """A folder with a package ``vllm``, version 0.26.0, whose source nobody has checked."""
+    for name, text in SOURCES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+    metadata = tmp_path / "vllm-0.26.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.26.0\n")
+    return tmp_path
+
+
+def run(folder: Path, script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script on a simulated machine with a folder on its path."""
+    inherited = {name: None for name in os.environ if name.startswith("EGM_ALLOC_")}
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env={
+            **environment("h100", devices=1, extra={**inherited, **variables}),
+            "PYTHONPATH": f"{folder}:{ROOT}",
+        },
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+UNTESTED = {"EGM_ALLOC_VLLM_ALLOW_UNTESTED": "1"}
+
+
+@pytest.mark.parametrize("variables", [{}, {"EGM_ALLOC_VLLM": "0", "EGM_ALLOC_VLLM_KV_GIB": "1"}])
+def test_installed_and_not_configured_changes_nothing(
+    vllm: Path, variables: dict[str, str]
+) -> None:
+    script = START + (
+        "print('egm_alloc' in sys.modules, 'torch' in sys.modules, 'vllm' in sys.modules)"
+    )
+    done = run(vllm, script, **variables)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False False False\n", "")
+
+
+def test_configured_the_allocator_waits_for_the_workers(vllm: Path) -> None:
+    script = START + (
+        "import os, egm_alloc, torch\n"
+        "print(egm_alloc.is_enabled(), torch.cuda.is_initialized())\n"
+        "print(os.environ.get('EGM_ALLOC_AUTO_ENABLE'))"
+    )
+    done = run(vllm, script, EGM_ALLOC_VLLM="1", **UNTESTED)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["False", "False", "None"]
+
+
+@pytest.mark.simulated
+def test_configured_the_kv_cache_is_placed_and_ordered(vllm: Path) -> None:
+    done = run(vllm, RUN, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["HbmFirstQueue", "128", "split"], done.stderr
+
+
+@pytest.mark.simulated
+def test_source_that_was_not_checked_is_left_alone_and_said_so(vllm: Path) -> None:
+    done = run(vllm, RUN, EGM_ALLOC_VLLM_KV_GIB="0.125")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["Queue", "64", "-"]
+    assert "KV cache in host memory is off: vllm.v1.worker.gpu_worker:Worker." in done.stderr
+    assert "is not what vLLM 0.26.0 was checked with" in done.stderr
+
+
+@pytest.mark.simulated
+def test_part_whose_source_lacks_something_is_off_and_the_others_are_on(vllm: Path) -> None:
+    (vllm / "vllm/v1/core/block_pool.py").write_text("class BlockPool: pass\n")
+    done = run(vllm, RUN, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["Queue", "64", "-"]
+    assert (
+        "KV cache in host memory is off: vllm.v1.core.block_pool:BlockPool.__init__" in done.stderr
+    )
+    assert "weights in host memory is off" not in done.stderr
+
+
+@pytest.mark.simulated
+def test_bad_setting_ends_the_start_before_anything_is_loaded(vllm: Path) -> None:
+    done = run(vllm, RUN, EGM_ALLOC_VLLM_KV_GIB="-1", **UNTESTED)
+    assert done.returncode == 1
+    assert "ValueError: EGM_ALLOC_VLLM_KV_GIB is '-1'; allowed: a number" in done.stderr
+    assert "create_engine_config" in done.stderr
+
+
+def test_plugin_that_fails_is_logged_and_vllm_goes_on(tmp_path: Path) -> None:
+    done = run(tmp_path, START + "print('on')", EGM_ALLOC_VLLM="1")  # no vLLM there
+    assert (done.returncode, done.stdout) == (0, "on\n")
+    assert "vLLM goes on without it" in done.stderr
+
+
+@pytest.mark.simulated
+def test_worker_class_works_with_and_without_the_plugin(vllm: Path) -> None:
+    script = """
+import egm_alloc, egm_alloc.vllm
+from tests.vllm.fakes import MIB, config_of
+worker = egm_alloc.vllm.Worker()
+worker.load_model(load_dummy_weights=True)
+worker.in_hbm = 128 * MIB
+available = worker.determine_available_memory()
+worker.initialize_from_config(config_of(available // (2 * MIB), MIB))
+print(available // MIB, *sorted({egm_alloc.info(c).backing for c in worker.model_runner.kv_caches}))
+"""
+    for before in ("", START):
+        done = run(vllm, before + script, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == ["256", "split"]
+
+
+def test_entry_point_is_declared() -> None:
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    group = text.partition('[project.entry-points."vllm.general_plugins"]\n')[2]
+    assert group.startswith('egm_alloc = "egm_alloc_vllm:register"\n')
+    assert callable(egm_alloc_vllm.register)
+
+
+def test_every_version_of_the_table_holds() -> None:
+    table = contract.table()
+    assert {version.rsplit(".", 1)[0] for version in table} == {f"0.{n}" for n in range(20, 34)}
+    problems = [
+        (version, target, entry["problem"])
+        for version, targets in table.items()
+        for target, entry in targets.items()
+        if entry["problem"] is not None
+    ]
+    assert problems == []
+
+
+def test_every_need_is_in_the_table_and_every_patch_is_a_need() -> None:
+    for version, targets in contract.table().items():
+        for need in (*contract.CHECKS, *contract.WEIGHTS, *contract.KV_CACHE):
+            assert targets[need.target]["sha256"], (version, need.target)
+    for part in (WEIGHTS, KV_CACHE):
+        assert {patch.target for patch in part.patches} <= {need.target for need in part.needs}
+
+
+def reader(**modules: str) -> Callable[[str], str | None]:
+    """Return what reads modules given as ``a_b="text"`` for ``a.b``."""
+    return lambda name: modules.get(name.replace(".", "_"))
+
+
+def test_version_source_and_names_decide_whether_a_need_is_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "class C:\n    @decorated\n    def f(self, x): return x.size\n"
+    need = contract.Need("m:C.f", ("x",), ("size",))
+    found = source.find(text, "C.f")
+    assert found is not None
+    monkeypatch.setattr(contract, "TABLE", tmp_path / "table.json")
+    (tmp_path / "table.json").write_text(
+        json.dumps({"1.0": {"m:C.f": {"sha256": found.sha256, "problem": None}}})
+    )
+
+    def why_not(module: str, version: str = "1.0", allow_untested: bool = False) -> str | None:
+        return contract.why_not((need,), reader(m=module), version, allow_untested)
+
+    assert why_not(text) is None
+    assert why_not(text, "1.0+cu130") is None
+    assert "vLLM 1.1 was not checked" in str(why_not(text, "1.1"))
+    assert why_not(text, "1.1", allow_untested=True) is None
+    changed = text.replace("x.size", "2 * x.size")
+    assert "is not what vLLM 1.0 was checked with" in str(why_not(changed))
+    assert why_not(changed, allow_untested=True) is None
+    assert why_not(text.replace("size", "bytes"), allow_untested=True) == "m:C.f has no size"
+    assert why_not(text.replace("x", "y"), allow_untested=True) == "m:C.f has no x"
+    assert why_not("class C: pass", allow_untested=True) == "m:C.f is not there"
+
+
+def test_source_of_a_function_is_its_text_with_decorators() -> None:
+    text = "def f(): pass\nclass A:\n  @d\n  def f(self, a, /, b=1, *c, e, **g):\n    h.i(j=1)\n"
+    found = source.find(text, "A.f")
+    assert found is not None
+    assert found.parameters == ("self", "a", "b", "*c", "e", "**g")
+    assert {"h", "i", "j", "d"} <= found.names
+    moved = source.find("\n\n" + text, "A.f")
+    assert moved is not None
+    assert moved.sha256 == found.sha256
+    assert source.find(text, "A.g") is None
+    assert source.find(text, "A.f.x") is None

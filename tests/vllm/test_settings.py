@@ -1,0 +1,100 @@
+"""The plugin's settings: how they are spelled, what is refused, what is refused together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from egm_alloc.environment import unknown_variables
+from egm_alloc.vllm.checks import check
+from egm_alloc.vllm.settings import VARIABLES, Settings, from_environment
+from tests.vllm.fakes import GIB, vllm_config
+
+
+def of(**values: str) -> Settings:
+    """Return the settings of variables given without their prefix."""
+    return from_environment({f"EGM_ALLOC_VLLM_{name}": text for name, text in values.items()})
+
+
+def test_settings_are_the_defaults_unless_given() -> None:
+    assert from_environment({"EGM_ALLOC_VLLM": "1", "HOME": "/"}) == Settings(
+        0, "auto", "auto", False
+    )
+
+
+def test_settings_are_read_in_gib() -> None:
+    assert of(KV_GIB="1.5").kv_bytes == 3 * GIB // 2
+    assert of(KV_GIB="auto").kv_bytes == "auto"
+    assert of(KV_GIB=" ").kv_bytes == 0
+    assert of(WEIGHTS_HBM_GIB="0").weights_hbm_bytes == 0
+    assert of(WEIGHTS_HBM_GIB="None").weights_hbm_bytes is None
+    assert of(BACKING="numa").backing == "numa"
+    assert of(ALLOW_UNTESTED="yes").allow_untested is True
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "allowed"),
+    [
+        ("KV_GIB", "-1", "a number of GiB from 0 up, or 'auto'"),
+        ("KV_GIB", "much", "a number of GiB from 0 up, or 'auto'"),
+        ("KV_GIB", "nan", "a number of GiB from 0 up, or 'auto'"),
+        ("KV_GIB", "inf", "a number of GiB from 0 up, or 'auto'"),
+        ("KV_GIB", "1e30", "a number of GiB from 0 up, or 'auto'"),
+        ("WEIGHTS_HBM_GIB", "-0.5", "a number of GiB from 0 up, 'auto', or 'none'"),
+        ("WEIGHTS_HBM_GIB", "all", "a number of GiB from 0 up, 'auto', or 'none'"),
+        ("BACKING", "split", "auto, pinned, numa, managed"),
+        ("ALLOW_UNTESTED", "2", "1, true, yes, on"),
+    ],
+)
+def test_bad_value_is_refused_by_name_value_and_what_is_allowed(
+    name: str, text: str, allowed: str
+) -> None:
+    with pytest.raises(ValueError, match=allowed) as refused:
+        of(**{name: text})
+    assert f"EGM_ALLOC_VLLM_{name} is {text!r}" in str(refused.value)
+
+
+def test_unknown_setting_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="EGM_ALLOC_VLLM_KV_GB is unknown; allowed: EGM_ALLOC_VLLM"
+    ):
+        of(KV_GB="1")
+
+
+def test_settings_of_the_plugin_are_no_typos_of_the_package() -> None:
+    assert unknown_variables(dict.fromkeys(VARIABLES, "1")) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "sentence"),
+    [
+        (Settings(kv_bytes=GIB), {"model__enable_sleep_mode": True}, "KV_GIB .* sleep mode"),
+        (
+            Settings(kv_bytes="auto"),
+            {"model__enable_cumem_allocator": True},
+            "KV_GIB .* sleep mode",
+        ),
+        (Settings(weights_hbm_bytes=GIB), {"model__enable_sleep_mode": True}, "WEIGHTS_HBM_GIB .*"),
+        (Settings(kv_bytes=GIB, backing="pinned"), {}, "BACKING is 'pinned'"),
+        (Settings(kv_bytes=GIB), {"cache__num_gpu_blocks_override": 10}, "num_gpu_blocks_override"),
+        (Settings(kv_bytes=GIB), {"parallel__pipeline_parallel_size": 2}, "pipeline_parallel_size"),
+        (Settings(kv_bytes=GIB), {"kv_transfer_config": object()}, "KV connector"),
+        (Settings(kv_bytes=GIB), {"parallel__enable_elastic_ep": True}, "enable_elastic_ep"),
+    ],
+)
+def test_what_cannot_go_together_is_refused(
+    settings: Settings, changes: dict[str, Any], sentence: str
+) -> None:
+    check(vllm_config(), Settings())
+    check(vllm_config(**changes), Settings())
+    with pytest.raises(ValueError, match=sentence):
+        check(vllm_config(**changes), settings)
+
+
+@pytest.mark.simulated
+def test_more_than_the_host_has_is_refused_before_anything_is_loaded() -> None:
+    two = vllm_config(parallel__local_world_size=2)
+    check(two, Settings(kv_bytes=100 * GIB))
+    with pytest.raises(ValueError, match=r"KV_GIB is 300 on each of 2 GPUs, .* allowed: up to 24"):
+        check(two, Settings(kv_bytes=300 * GIB))
