@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "cuda/errors.h"
@@ -47,14 +48,12 @@ std::vector<DeviceIndex> readers_of(DeviceIndex owner) {
 void* new_range(Bytes size, Bytes device_part, DeviceIndex device) {
   auto range = std::make_shared<MappedRange>(size, device_part, device, readers_of(device));
   void* const base = range->base();
-  {
-    auto& all = registry();
-    std::lock_guard<std::mutex> lock(all.mutex);
-    all.ranges.emplace(base, range);
-  }
-  // Whoever was allowed since.
-  std::lock_guard<std::mutex> changing(registry().changing);
+  auto& all = registry();
+  std::lock_guard<std::mutex> changing(all.changing);
+  // Whoever was allowed since; what fails here ends the range, which nobody knows of yet.
   for (const DeviceIndex reader : readers_of(device)) range->allow(reader);
+  std::lock_guard<std::mutex> lock(all.mutex);
+  all.ranges.emplace(base, std::move(range));
   return base;
 }
 

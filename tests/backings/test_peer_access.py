@@ -1,0 +1,51 @@
+"""Mapped memory that other devices are allowed to use, on the simulated device.
+
+Torch enables access once per pair of devices, hence a process for each test.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulator import run_script
+
+pytestmark = pytest.mark.simulated
+
+PREPARATION = """
+import contextlib
+import torch, egm_alloc
+from tests.allocator.conftest import MIB, Background, block
+from tests.backings.conftest import counters, held_by_device, make
+from tests.simulator import sim, vmm
+
+egm_alloc.enable(threshold_gib=1 << 20, spill=False)
+plain = [block(MIB, device) for device in (0, 1)]
+for tensor in plain:
+    tensor.cpu()
+
+def let_0_use_memory_of_1():
+    plain[1].copy_(plain[0])
+"""
+
+
+def test_range_that_cannot_be_opened_to_a_peer_is_given_back() -> None:
+    # The peer is allowed while the range is being made, so that it is let in as a second step.
+    script = """
+before = held_by_device(1)
+with sim.call_log() as log, sim.fail_call("cuMemSetAccess", error="cudaErrorUnknown", nth=2):
+    with sim.stall_call("cuMemSetAccess") as stall:
+        making = Background(lambda: make(12 * MIB, "numa", device=1))
+        stall.wait_until_reached()
+        let_0_use_memory_of_1()
+    tensor = making.finish()
+results = [call.result for call in log.of("cuMemSetAccess")]
+assert results == ["cudaSuccess", "cudaErrorUnknown", "cudaSuccess"], results
+assert vmm.access(tensor.data_ptr(), "device:0") == "read-write"
+assert counters("numa", 1).segments == 1
+del tensor, making
+torch.cuda.empty_cache()
+assert counters("numa", 1).segments == 0
+assert held_by_device(1) == before, (held_by_device(1), before)
+print("done")
+"""
+    assert "done" in run_script(PREPARATION + script, devices=2).stdout
