@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <exception>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -75,13 +76,24 @@ void allow_peer(DeviceIndex reader, DeviceIndex owner) {
     auto& all = registry();
     std::lock_guard<std::mutex> lock(all.mutex);
     auto& readers = all.readers.at(static_cast<size_t>(owner));
-    if (std::find(readers.begin(), readers.end(), reader) != readers.end()) return;
-    readers.push_back(reader);
+    if (std::find(readers.begin(), readers.end(), reader) == readers.end()) {
+      readers.push_back(reader);
+    }
     for (const auto& [base, range] : all.ranges) {
       if (range->device() == owner) ranges.push_back(range);
     }
   }
-  for (const auto& range : ranges) range->allow(reader);
+  // One that fails does not keep the others from it: torch asks once per pair of devices, and from
+  // then on takes access for given, whatever comes of it.
+  std::exception_ptr failure;
+  for (const auto& range : ranges) {
+    try {
+      range->allow(reader);
+    } catch (const CudaError&) {
+      failure = std::current_exception();
+    }
+  }
+  if (failure) std::rethrow_exception(failure);
 }
 
 std::optional<RangeParts> range_parts(const void* base) {

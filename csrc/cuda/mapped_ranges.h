@@ -19,7 +19,8 @@ void* new_range(Bytes size, Bytes device_part, DeviceIndex device);
 // The caller has waited for what uses it.
 cudaError_t free_range(void* base) noexcept;
 
-// `reader` may use the memory of `owner` from now on, in ranges there are and in later ones.
+// `reader` may use the memory of `owner` from now on, in ranges there are and in later ones. Throws
+// CudaError if one of those there are cannot be granted; the next call tries that again.
 void allow_peer(DeviceIndex reader, DeviceIndex owner);
 
 std::optional<RangeParts> range_parts(const void* base);

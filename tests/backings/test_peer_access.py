@@ -28,6 +28,27 @@ def let_0_use_memory_of_1():
 """
 
 
+def test_access_that_one_range_cannot_be_given_is_given_to_the_others_and_later_ones() -> None:
+    # Torch asks once per pair, takes access for given whatever comes of it, and uses it in kernels.
+    script = """
+ranges = [make(12 * MIB, backing, device=1) for backing in ("numa", "numa", "split")]
+ranges.sort(key=torch.Tensor.data_ptr)
+with sim.fail_call("cuMemSetAccess", error="cudaErrorUnknown", nth=2) as fault:
+    try:
+        let_0_use_memory_of_1()
+    except RuntimeError as error:
+        assert "cuMemSetAccess" in str(error), error
+    else:
+        raise AssertionError("the failure was swallowed")
+assert fault.fired == 1
+ranges.append(make(14 * MIB, "numa", device=1))
+let_0_use_memory_of_1()
+print([vmm.access(tensor.data_ptr(), "device:0") for tensor in ranges])
+"""
+    ran = run_script(PREPARATION + script, devices=2)
+    assert ran.stdout.splitlines()[-1] == str(["read-write", "none", "read-write", "read-write"])
+
+
 def test_range_that_cannot_be_opened_to_a_peer_is_given_back() -> None:
     # The peer is allowed while the range is being made, so that it is let in as a second step.
     script = """
