@@ -1,8 +1,6 @@
 // Looking up the driver's functions, and its errors.
 #include "cuda/driver.h"
 
-#include <cuda_runtime_api.h>
-
 #include <string>
 
 #include "cuda/errors.h"
@@ -41,25 +39,34 @@ Driver load() {
   return driver;
 }
 
-// The runtime's status of the same meaning, where one matters here.
+}  // namespace
+
+const Driver& driver() {
+  static const Driver loaded = load();
+  return loaded;
+}
+
 cudaError_t runtime_status(CUresult status) {
   switch (status) {
+    case CUDA_SUCCESS:
+      return cudaSuccess;
     case CUDA_ERROR_OUT_OF_MEMORY:
       return cudaErrorMemoryAllocation;
     case CUDA_ERROR_NOT_SUPPORTED:
       return cudaErrorNotSupported;
     case CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED:
       return cudaErrorStreamCaptureUnsupported;
+    case CUDA_ERROR_STREAM_CAPTURE_INVALIDATED:
+      return cudaErrorStreamCaptureInvalidated;
+    case CUDA_ERROR_STREAM_CAPTURE_MERGE:
+      return cudaErrorStreamCaptureMerge;
+    case CUDA_ERROR_STREAM_CAPTURE_IMPLICIT:
+      return cudaErrorStreamCaptureImplicit;
+    case CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD:
+      return cudaErrorStreamCaptureWrongThread;
     default:
       return cudaErrorUnknown;
   }
-}
-
-}  // namespace
-
-const Driver& driver() {
-  static const Driver loaded = load();
-  return loaded;
 }
 
 void check(CUresult status, const char* call, Bytes size, DeviceIndex device) {

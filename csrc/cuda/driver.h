@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cuda.h>
+#include <cuda_runtime_api.h>
 
 #include "core/units.h"
 
@@ -24,6 +25,9 @@ struct Driver {
 
 // Throws CudaError if the driver lacks one of them.
 const Driver& driver();
+
+// The runtime's status of the same meaning, where one matters to a caller; else cudaErrorUnknown.
+cudaError_t runtime_status(CUresult status);
 
 // As check() in errors.h, for the driver's statuses.
 void check(CUresult status, const char* call, Bytes size, DeviceIndex device);

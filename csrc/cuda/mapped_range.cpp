@@ -113,22 +113,30 @@ MappedRange::MappedRange(Bytes size, Bytes device_part, DeviceIndex device,
     for (size_t index = 0; index < chunks_; ++index) map_chunk(index, index < device_chunks_);
     set_access(base_, Bytes(total));
   } catch (...) {
-    unmap_all();
+    release();
     throw;
   }
 }
 
-MappedRange::~MappedRange() { unmap_all(); }
+MappedRange::~MappedRange() { release(); }
 
 // Rounded down; but all is all, though the last chunk may be larger than what is left for it.
 size_t MappedRange::chunks_of(Bytes part) const {
   return part >= size_ ? chunks_ : part.count() / chunk_.count();
 }
 
-void MappedRange::unmap_all() noexcept {
-  if (mapped_ > 0) driver().unmap(base_, mapped_ * chunk_.count());
-  mapped_ = 0;
-  driver().address_free(base_, chunks_ * chunk_.count());
+cudaError_t MappedRange::release() noexcept {
+  if (mapped_ > 0) {
+    const CUresult status = driver().unmap(base_, mapped_ * chunk_.count());
+    if (status != CUDA_SUCCESS) return runtime_status(status);
+    mapped_ = 0;
+  }
+  if (base_ != 0) {
+    const CUresult status = driver().address_free(base_, chunks_ * chunk_.count());
+    if (status != CUDA_SUCCESS) return runtime_status(status);
+    base_ = 0;
+  }
+  return cudaSuccess;
 }
 
 void MappedRange::map_chunk(size_t index, bool on_device) {
@@ -149,6 +157,8 @@ void MappedRange::set_access(CUdeviceptr at, Bytes size) const {
 }
 
 void MappedRange::allow(DeviceIndex peer) {
+  // Unmapped: release() has come halfway.
+  if (mapped_ == 0) return;
   if (std::find(readers_.begin(), readers_.end(), peer) != readers_.end()) return;
   readers_.push_back(peer);
   try {

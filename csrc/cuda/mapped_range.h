@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cuda.h>
+#include <cuda_runtime_api.h>
 
 #include <vector>
 
@@ -30,7 +31,11 @@ class MappedRange {
   Bytes chunk() const { return chunk_; }
   Bytes on_device() const { return Bytes(device_chunks_ * chunk_.count()); }
 
-  // Lets another device use all of it, as enablePeerAccess does for ordinary memory.
+  // Gives the memory and the addresses back. On failure what is left of them stays, and a further
+  // call goes on from there.
+  cudaError_t release() noexcept;
+
+  // Lets another device use all of it that is mapped, as enablePeerAccess does for ordinary memory.
   void allow(DeviceIndex peer);
   // Moves chunks so that the first `device_part` bytes, rounded down to whole chunks, are in HBM.
   // Addresses and contents stay. The caller has seen to it that nobody uses the range. Returns the
@@ -39,7 +44,6 @@ class MappedRange {
 
  private:
   size_t chunks_of(Bytes part) const;
-  void unmap_all() noexcept;
   void map_chunk(size_t index, bool on_device);
   void move_chunk(size_t index, bool to_device);
   void set_access(CUdeviceptr at, Bytes size) const;

@@ -17,10 +17,10 @@
 namespace egm {
 namespace {
 
-// A leaf lock over the tables; ranges are made and ended outside of it. Leaked like State.
+// A leaf lock over the tables; ranges are made and released outside of it. Leaked like State.
 struct Registry {
   std::mutex mutex;
-  // Held while a range that exists is changed; taken before the other.
+  // Held while a range that exists is changed or released; taken before the other.
   std::mutex changing;
   std::map<const void*, std::shared_ptr<MappedRange>> ranges;
   std::array<std::vector<DeviceIndex>, kMaxDevices> readers;
@@ -59,14 +59,14 @@ void* new_range(Bytes size, Bytes device_part, DeviceIndex device) {
 }
 
 cudaError_t free_range(void* base) noexcept {
-  std::shared_ptr<MappedRange> last;
   auto& all = registry();
+  std::lock_guard<std::mutex> changing(all.changing);
+  const auto range = find(base);
+  if (range == nullptr) return cudaErrorInvalidValue;
+  const cudaError_t status = range->release();
   std::lock_guard<std::mutex> lock(all.mutex);
-  const auto found = all.ranges.find(base);
-  if (found == all.ranges.end()) return cudaErrorInvalidValue;
-  last = std::move(found->second);
-  all.ranges.erase(found);
-  return cudaSuccess;
+  if (status == cudaSuccess) all.ranges.erase(base);
+  return status;
 }
 
 void allow_peer(DeviceIndex reader, DeviceIndex owner) {

@@ -16,7 +16,8 @@ struct RangeParts {
 
 // The base of a new range; throws CudaError.
 void* new_range(Bytes size, Bytes device_part, DeviceIndex device);
-// The caller has waited for what uses it.
+// The caller has waited for what uses it. On failure the range is still there, and may be freed
+// again.
 cudaError_t free_range(void* base) noexcept;
 
 // `reader` may use the memory of `owner` from now on, in ranges there are and in later ones. Throws

@@ -377,6 +377,30 @@ print("done")
     assert "done" in run_script(script).stdout
 
 
+def test_any_call_of_a_release_that_a_capture_forbids_is_made_up_for_later(backing: str) -> None:
+    def cache_one() -> None:
+        make(33 * MIB, backing)
+
+    before = held_by_device()
+    cache_one()
+    count = sim.count_calls(torch.cuda.empty_cache)
+    forbidden = set()
+    for nth in range(1, count + 1):
+        cache_one()
+        error = "cudaErrorStreamCaptureUnsupported"
+        with sim.call_log() as log, sim.fail_call("*", error=error, nth=nth):
+            torch.cuda.empty_cache()
+        (failed,) = [call for call in log if call.result == error]
+        if failed.name in ("cudaFree", *UNMAPPING, "cuMemAddressFree"):
+            assert counters(backing).segments == 1, failed
+            assert counters(backing).reserved_bytes == 34 * MIB
+            forbidden.add(failed.name)
+        torch.cuda.empty_cache()
+        assert counters(backing).segments == counters(backing).reserved_bytes == 0, failed
+        assert held_by_device() == before, failed
+    assert forbidden & {"cudaFree", *UNMAPPING}
+
+
 def test_memory_is_on_the_tensors_device_and_the_current_one_stays(backing: str) -> None:
     before = held_by_device(1)
     tensor = make(33 * MIB, backing, device=1)

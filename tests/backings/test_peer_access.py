@@ -70,3 +70,17 @@ assert held_by_device(1) == before, (held_by_device(1), before)
 print("done")
 """
     assert "done" in run_script(PREPARATION + script, devices=2).stdout
+
+
+def test_range_whose_addresses_the_driver_keeps_is_in_no_peers_way() -> None:
+    script = """
+make(12 * MIB, "numa", device=1)
+with sim.fail_call("cuMemAddressFree", error="cudaErrorUnknown") as fault:
+    torch.cuda.empty_cache()
+assert fault.fired == 1
+kept = make(12 * MIB, "numa", device=1)
+let_0_use_memory_of_1()
+print(vmm.access(kept.data_ptr(), "device:0"))
+"""
+    ran = run_script(PREPARATION + script, devices=2)
+    assert ran.stdout.splitlines()[-1] == "read-write"
