@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/hooks.h"
 #include "bindings/machine.h"
 #include "core/reserve.h"
 #include "core/state.h"
@@ -13,7 +14,6 @@
 #include "cuda/managed.h"
 #include "cuda/mapped_ranges.h"
 #include "cuda/residency.h"
-#include "torch/gate.h"
 #include "torch/install.h"
 
 namespace py = pybind11;
@@ -25,17 +25,6 @@ using egm::BackingKind;
 using egm::Bytes;
 using egm::check_device;
 using egm::Config;
-
-// Note [Gates]: no thread waits for a gate while it holds the GIL.
-void* release_gil() {
-  // PyGILState_Check alone says yes where it is switched off.
-  const bool held =
-      Py_IsInitialized() && PyGILState_GetThisThreadState() != nullptr && PyGILState_Check();
-  return held ? PyEval_SaveThread() : nullptr;
-}
-void take_gil_back(void* token) {
-  if (token != nullptr) PyEval_RestoreThread(static_cast<PyThreadState*>(token));
-}
 
 Advice make_advice(const std::optional<std::string>& preferred_location,
                    const std::vector<std::string>& accessed_by) {
@@ -265,7 +254,7 @@ py::dict residency(uintptr_t address, uint64_t size_bytes, int device) {
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
-  egm::wait_hooks() = {release_gil, take_gil_back};
+  egm::set_python_hooks();
   module.doc() = "The compiled part of egm_alloc; see egm_alloc for the public interface.";
   py::class_<Config>(module, "Config")
       .def(py::init(&make_config), py::kw_only(), py::arg("threshold_bytes"), py::arg("devices"),

@@ -132,7 +132,9 @@ TieredAllocator::Answer<AskNative> TieredAllocator::serve(size_t nbytes,
       }();
       if (C10_LIKELY(diversion.claimed_on >= 0)) {
         state().ledger.request_served(diversion.claimed_on, BackingKind::kManaged);
-        if (C10_UNLIKELY(diversion.missed)) after_open_miss(diversion);
+        if (C10_UNLIKELY(diversion.missed)) {
+          warn_or_give_up(served, [&] { after_open_miss(diversion); });
+        }
         return served;
       }
       // Until one is open again, the long way only.
@@ -237,7 +239,7 @@ TieredAllocator::Answer<AskNative> TieredAllocator::serve_from_hbm(
     state().ledger.spilled(request.device, spill->backing);
     holds_spilled_ = true;
     served_since_spill_ = 0;
-    warn_of_spill(request, spill->backing);
+    warn_or_give_up(served, [&] { warn_of_spill(request, spill->backing); });
     return served;
   } catch (const c10::OutOfMemoryError& error) {
     why_not = error.what_without_backtrace();
@@ -284,7 +286,7 @@ TieredAllocator::Answer<AskNative> TieredAllocator::divert(
       if (placement.backing == BackingKind::kSplit && !diversion.missed) {
         restore_boundary(own, placement, address_of(served));
       }
-      if (diversion.problems) warn_once(*diversion.problems);
+      if (diversion.problems) warn_or_give_up(served, [&] { warn_once(*diversion.problems); });
       return served;
     } catch (c10::OutOfMemoryError& error) {
       if (!last_try || refused) ++own.quiet_failures;

@@ -134,6 +134,16 @@ class TieredAllocator final : public DelegatingAllocator {
   void after_open_miss(const Diversion& diversion);
   static void give_up(const c10::DataPtr&) {}  // its destructor frees it
   void give_up(void* served) { target()->raw_delete(served); }
+  // See Note [Warnings as errors].
+  template <typename Served, typename Warn>
+  void warn_or_give_up(const Served& served, const Warn& warn) {
+    try {
+      warn();
+    } catch (...) {
+      give_up(served);
+      throw;
+    }
+  }
   void stop_recordings();
   void bring_up(Device& own, const Request& request, const Config& config,
                 const Placement& placement, Diversion& diversion);

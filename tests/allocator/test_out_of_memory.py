@@ -179,6 +179,41 @@ def test_failed_hint_warns_once_counts_and_returns_the_memory(call: str) -> None
         assert "cudaErrorInvalidDevice" in str(warning.message)
 
 
+# Each kind of warning comes once per process, hence one of its own.
+HINT_WARNING_AS_ERROR = """
+import warnings
+import torch, egm_alloc
+from tests.allocator.conftest import MIB, block
+from tests.simulator import sim
+egm_alloc.enable(mode="managed")
+if {first}:
+    block(MIB)  # the next request finds the recording open
+warnings.simplefilter("error")
+before = egm_alloc.stats().extended["managed"]
+with sim.fail_call("{call}", error="cudaErrorInvalidDevice", times=-1):
+    try:
+        block(64 * MIB)
+    except UserWarning as warning:
+        assert "{call} failed with cudaErrorInvalidDevice" in str(warning), warning
+    else:
+        raise AssertionError("no warning")
+after = egm_alloc.stats().extended["managed"]
+assert after.allocated_bytes == before.allocated_bytes == torch.cuda.memory_allocated()
+assert (after.allocations, after.frees) == (before.allocations + 1, before.frees + 1)
+again = block(64 * MIB)
+assert egm_alloc.stats().extended["managed"].segment_allocs == after.segment_allocs
+assert egm_alloc.info(again).tier == "extended"
+print("done")
+"""
+
+
+@pytest.mark.parametrize("call", ["cudaMemAdvise", "cudaMemPrefetchAsync"])
+@pytest.mark.parametrize("first", [False, True], ids=["first request", "later request"])
+def test_memory_that_is_given_up_for_a_warning_is_not_lost(call: str, first: bool) -> None:
+    script = HINT_WARNING_AS_ERROR.format(call=call, first=first)
+    assert "done" in run_script(script).stdout
+
+
 def test_every_cuda_call_of_a_diversion_may_fail_without_a_leak() -> None:
     egm_alloc.enable(mode="managed")
 

@@ -298,3 +298,41 @@ def test_threads_spill_and_free_at_the_same_time() -> None:
             block(MIB)
     torch.cuda.empty_cache()
     assert egm_alloc.stats().extended["pinned"].segments == 0
+
+
+WARNING_AS_ERROR = f"""
+import warnings
+import torch, egm_alloc
+egm_alloc.enable(threshold_gib=1)
+kept = torch.empty({FITS}, dtype=torch.uint8, device="cuda")
+before = torch.cuda.memory_allocated()
+
+def tensor():
+    return torch.empty({SPILLS}, dtype=torch.uint8, device="cuda")
+
+def address():
+    return torch.cuda.caching_allocator_alloc({SPILLS})
+
+warnings.simplefilter("error")
+try:
+    NAME()
+except UserWarning as warning:
+    assert "could not hold" in str(warning)
+else:
+    raise AssertionError("no warning")
+assert torch.cuda.memory_allocated() == before, torch.cuda.memory_allocated()
+found = egm_alloc.stats().extended["pinned"]
+assert (found.spills, found.allocations, found.frees) == (1, 1, 1), found
+assert (found.segments, found.allocated_bytes) == (1, 0), found
+held = NAME()
+assert egm_alloc.info(tensor()).spilled
+found = egm_alloc.stats().extended["pinned"]
+assert (found.spills, found.segment_allocs) == (3, 2), found
+print("done")
+"""
+
+
+@pytest.mark.parametrize("request_by", ["tensor", "address"])
+def test_spill_that_is_given_up_for_its_warning_loses_nothing(request_by: str) -> None:
+    script = WARNING_AS_ERROR.replace("NAME", request_by)
+    assert "done" in run_script(script, hbm_gib=HBM / (1 << 30)).stdout
