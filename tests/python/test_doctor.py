@@ -13,30 +13,13 @@ import pytest
 import torch
 
 import egm_alloc
-from egm_alloc import _C, Config, HostDiagnosis, machine
+from egm_alloc import _C, Config
 from egm_alloc.cli import main
 from egm_alloc.host import diagnose_host
-from egm_alloc.problems import (
-    configuration_problems,
-    cuda_problem,
-    environment_problems,
-    host_problems,
-)
 from tests.python.processes import run_without_gpu
 from tests.simulator import run_script, sim
 
 GIB = 1 << 30
-HEALTHY_HOST = HostDiagnosis(
-    total_bytes=64 * GIB,
-    available_bytes=32 * GIB,
-    limited_by="MemAvailable",
-    reserve_bytes=3 * GIB,
-    egm_bytes=None,
-    numa_nodes=(0, 1),
-    huge_pages="madvise",
-    may_bind_memory=True,
-    may_ask_for_pages=True,
-)
 DOCTOR = "import sys; from egm_alloc.cli import main; sys.exit(main(['doctor']))"
 
 
@@ -154,109 +137,6 @@ def test_problem_is_named_with_its_remedy(
     words = " ".join(result.stdout.split())
     assert ("stops egm_alloc: " if stops else "- ") + what in words
     assert remedy in words.partition(what)[2]
-
-
-def test_cuda_that_does_not_come_up_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise RuntimeError("the driver is too old.\nMore about it.")
-
-    monkeypatch.setattr(machine, "device_count", lambda: None)
-    monkeypatch.setattr(torch.cuda, "init", fail)
-    problem = cuda_problem()
-    assert problem is not None
-    assert problem.stops
-    assert problem.what == "torch cannot bring CUDA up: the driver is too old"
-
-
-def test_no_problem_where_there_is_none() -> None:
-    assert environment_problems({}) == []
-    assert host_problems(HEALTHY_HOST) == []
-    assert configuration_problems(Config(), [True, True]) == []
-    assert configuration_problems(None, []) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "what", "stops"),
-    [
-        ("EGM_ALLOC_THRESHOLD_GIB", "two", "EGM_ALLOC_THRESHOLD_GIB is 'two'; allowed: ", True),
-        ("EGM_ALLOC_BACKING", "hbm", "EGM_ALLOC_BACKING is 'hbm'; allowed: ", True),
-        ("EGM_ALLOC_AUTO_ENABLE", "maybe", "EGM_ALLOC_AUTO_ENABLE is 'maybe'; allowed: ", True),
-        ("EGM_ALLOC_TRESHOLD", "1", "EGM_ALLOC_TRESHOLD means nothing", False),
-        ("PYTORCH_NO_CUDA_MEMORY_CACHING", "1", "PYTORCH_NO_CUDA_MEMORY_CACHING turns off", True),
-        (
-            "TORCH_NCCL_USE_TENSOR_REGISTER_ALLOCATOR_HOOK",
-            "True",
-            "TORCH_NCCL_USE_TENSOR_REGISTER_ALLOCATOR_HOOK registers every segment",
-            False,
-        ),
-    ],
-)
-def test_variable_is_a_problem(name: str, value: str, what: str, stops: bool) -> None:
-    (problem,) = environment_problems({name: value})
-    assert problem.what.startswith(what)
-    assert problem.stops == stops
-    assert problem.remedy
-    for text in (problem.what, problem.remedy):
-        assert not text.endswith(".")
-
-
-def test_every_wrong_variable_is_named_at_once() -> None:
-    names = ["EGM_ALLOC_THRESHOLD_GIB", "EGM_ALLOC_LIMIT_GIB", "EGM_ALLOC_PREFETCH"]
-    problems = environment_problems(dict.fromkeys(names, "x"))
-    assert [problem.what.partition(" ")[0] for problem in problems] == [
-        "EGM_ALLOC_THRESHOLD_GIB",
-        "EGM_ALLOC_PREFETCH",
-        "EGM_ALLOC_LIMIT_GIB",
-    ]
-
-
-def test_variables_that_contradict_each_other_are_a_problem() -> None:
-    (problem,) = environment_problems({"EGM_ALLOC_MODE": "managed", "EGM_ALLOC_BACKING": "auto"})
-    assert "backing is 'auto'" in problem.what
-    assert problem.stops
-
-
-def test_hook_that_is_off_is_no_problem() -> None:
-    assert environment_problems({"TORCH_NCCL_USE_TENSOR_REGISTER_ALLOCATOR_HOOK": "0"}) == []
-
-
-@pytest.mark.simulated
-def test_wrong_variable_does_not_stop_what_is_on() -> None:
-    egm_alloc.enable()
-    (problem,) = environment_problems({"EGM_ALLOC_BACKING": "hbm"})
-    assert not problem.stops
-
-
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        ({"huge_pages": "never"}, "huge pages"),
-        ({"may_bind_memory": False}, "mbind"),
-        ({"may_ask_for_pages": False}, "move_pages"),
-    ],
-)
-def test_host_that_forbids_something_is_a_problem(change: dict[str, object], word: str) -> None:
-    (problem,) = host_problems(dataclasses.replace(HEALTHY_HOST, **change))  # type: ignore[arg-type]
-    assert word in problem.what
-    assert not problem.stops
-
-
-def test_single_node_needs_no_binding() -> None:
-    host = dataclasses.replace(HEALTHY_HOST, numa_nodes=(0,), may_bind_memory=False)
-    assert host_problems(host) == []
-
-
-def test_configured_device_that_is_missing_is_a_problem() -> None:
-    (problem,) = configuration_problems(Config(device=(0, 2)), [True, True])
-    assert problem.what == "device is 2, and this machine's last one is cuda:1"
-    assert problem.stops
-
-
-def test_only_devices_that_are_acted_on_matter() -> None:
-    concurrent = [False, True]
-    assert len(configuration_problems(Config(), concurrent)) == 1
-    assert configuration_problems(Config(device=(1,)), concurrent) == []
-    assert configuration_problems(Config(backing="auto"), concurrent) == []
 
 
 def test_host_is_read_from_the_kernel(tmp_path: Path) -> None:
