@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from egm_alloc import machine
+from egm_alloc import _C, machine
 from egm_alloc.config import FIELDS, Config
 from egm_alloc.control import is_enabled
 from egm_alloc.environment import (
@@ -120,7 +120,11 @@ def allocator_problems() -> list[Problem]:
     """Return what is wrong with torch's allocator in this process."""
     name = torch.cuda.get_allocator_backend()
     if name == "native":
-        return []
+        if _C.caching_is_enabled():
+            return []
+        what = "torch's caching is switched off, and egm_alloc extends the caching allocator"
+        remedy = "call torch.cuda.caching_allocator_enable(True)"
+        return [Problem(what, remedy, stops=True)]
     return [
         Problem(
             f"torch's allocator is {name!r}, and egm_alloc extends the native one",

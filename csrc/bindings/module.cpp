@@ -265,6 +265,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("enable", &enable, py::arg("config"));
   module.def("disable", &disable);
   module.def("is_enabled", &egm::is_diverting);
+  module.def("caching_is_enabled", &egm::caching_is_enabled);
   module.def("stats", &stats, py::arg("device"));
   module.def("host_memory", &host_memory);
   module.def("reset_peak_stats", &reset_peak_stats, py::arg("device"));

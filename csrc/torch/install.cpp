@@ -50,4 +50,9 @@ bool is_diverting() {
   return ours != nullptr && ours->started() && cca::allocator.load() == ours;
 }
 
+bool caching_is_enabled() {
+  cca::CUDAAllocator* const current = cca::allocator.load();
+  return current == nullptr || current->isEnabled();
+}
+
 }  // namespace egm

@@ -16,4 +16,7 @@ TieredAllocator& install();
 // Installed, switched on, and still the allocator that torch asks.
 bool is_diverting();
 
+// False after torch.cuda.caching_allocator_enable(False): torch then keeps no pools, ours included.
+bool caching_is_enabled();
+
 }  // namespace egm

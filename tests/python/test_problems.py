@@ -10,6 +10,7 @@ import torch
 import egm_alloc
 from egm_alloc import Config, HostDiagnosis, machine
 from egm_alloc.problems import (
+    allocator_problems,
     configuration_problems,
     cuda_problem,
     environment_problems,
@@ -40,6 +41,26 @@ def test_cuda_that_does_not_come_up_is_a_problem(monkeypatch: pytest.MonkeyPatch
     assert problem is not None
     assert problem.stops
     assert problem.what == "torch cannot bring CUDA up: the driver is too old"
+
+
+@pytest.mark.simulated
+def test_caching_that_is_switched_off_is_a_problem() -> None:
+    torch.cuda.init()
+    assert allocator_problems() == []
+    torch.cuda.caching_allocator_enable(False)
+    try:
+        (problem,) = allocator_problems()
+        works = egm_alloc.doctor().works
+        with pytest.raises(RuntimeError, match="caching is off"):
+            egm_alloc.enable()
+    finally:
+        torch.cuda.caching_allocator_enable(True)
+    assert problem.stops
+    assert not works
+    assert "caching" in problem.what
+    assert "torch.cuda.caching_allocator_enable(True)" in problem.remedy
+    egm_alloc.enable()
+    assert allocator_problems() == []
 
 
 def test_no_problem_where_there_is_none() -> None:
