@@ -78,6 +78,9 @@ def diversion_underway(sim: object, nbytes: int = 3 * GIB) -> Iterator[Backgroun
 @pytest.fixture(autouse=True)
 def clean_cache() -> Iterator[None]:
     """Start and end with nothing cached, and end with nothing of ours left."""
+    for device in range(torch.cuda.device_count()):
+        # Before a test changes the size of HBM: torch keeps what it reads first.
+        torch.cuda.get_device_properties(device)
     gc.collect()
     torch.cuda.empty_cache()
     yield
