@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
 
 from egm_alloc import _C
 
@@ -45,13 +44,6 @@ class HostDiagnosis:
     may_ask_for_pages: bool
 
 
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
-
-
 def _parse_nodes(text: str) -> tuple[int, ...]:
     """Return the numbers of a list such as ``"0-1,8"``."""
     nodes: list[int] = []
@@ -76,15 +68,17 @@ def diagnose_host(root: str = "") -> HostDiagnosis:
         memory = _C.host_memory()
     except RuntimeError:
         memory = None
-    setting = _read(f"{root}/sys/kernel/mm/transparent_hugepage/enabled")
-    chosen = re.search(r"\[(\w+)\]", setting)
+    # By the extension, so that it is the host that the allocator sees, a simulated one too.
+    setting = _C.read_kernel_file(f"{root}/sys/kernel/mm/transparent_hugepage/enabled")
+    online = _C.read_kernel_file(f"{root}/sys/devices/system/node/online")
+    chosen = re.search(r"\[(\w+)\]", setting or "")
     return HostDiagnosis(
         total_bytes=memory["total_bytes"] if memory else None,
         available_bytes=memory["available_bytes"] if memory else None,
         limited_by=memory["limited_by"] if memory else None,
         reserve_bytes=memory["reserve_bytes"] if memory else None,
         egm_bytes=_C.egm_carveout(),
-        numa_nodes=_parse_nodes(_read(f"{root}/sys/devices/system/node/online")),
+        numa_nodes=_parse_nodes(online or ""),
         huge_pages=chosen[1] if chosen else None,
         may_bind_memory=_C.may_bind_memory(),
         may_ask_for_pages=_C.may_ask_for_pages(),
@@ -93,4 +87,5 @@ def diagnose_host(root: str = "") -> HostDiagnosis:
 
 def driver_version() -> str | None:
     """Return the version of NVIDIA's kernel driver, or None where it is not visible."""
-    return _read("/sys/module/nvidia/version").strip() or None
+    version = _C.read_kernel_file("/sys/module/nvidia/version")
+    return version.strip() if version else None

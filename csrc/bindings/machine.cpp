@@ -7,6 +7,7 @@
 
 #include "core/host_memory.h"
 #include "core/host_range.h"
+#include "core/kernel_files.h"
 #include "core/page_nodes.h"
 #include "cuda/traits.h"
 
@@ -72,6 +73,7 @@ void bind_machine(py::module_& module) {
   module.def("device_traits", &traits_of, py::arg("device"));
   module.def("choose_backing", &choice_for, py::arg("device"));
   module.def("egm_carveout", &carveout_bytes);
+  module.def("read_kernel_file", &read_text, py::arg("path"));
   module.def("may_bind_memory", &may_bind_memory);
   module.def("may_ask_for_pages", &may_ask_for_pages);
 }

@@ -18,6 +18,7 @@ from egm_alloc.cli import main
 from egm_alloc.host import diagnose_host
 from tests.python.processes import run_without_gpu
 from tests.simulator import run_script, sim
+from tests.simulator.host import write_host
 
 GIB = 1 << 30
 DOCTOR = "import sys; from egm_alloc.cli import main; sys.exit(main(['doctor']))"
@@ -171,6 +172,23 @@ def test_memory_is_what_the_allocator_goes_by() -> None:
     assert host.available_bytes == _C.host_memory()["available_bytes"]
     assert host.limited_by == "MemAvailable"
     assert host.egm_bytes is None
+
+
+@pytest.mark.simulated
+def test_everything_of_the_host_is_of_the_simulated_one(tmp_path: Path) -> None:
+    host = egm_alloc.doctor().host
+    assert (host.numa_nodes, host.huge_pages) == ((0,), "madvise")
+    write_host(tmp_path, 64, 32)
+    (tmp_path / "sys/devices/system/node/online").write_text("0-1,8\n")
+    (tmp_path / "sys/kernel/mm/transparent_hugepage/enabled").write_text("always madvise [never]")
+    (tmp_path / "sys/module/nvidia").mkdir(parents=True)
+    (tmp_path / "sys/module/nvidia/version").write_text("580.65.06\n")
+    sim.set_host_root(tmp_path)
+    diagnosis = egm_alloc.doctor()
+    host = diagnosis.host
+    assert (host.numa_nodes, host.huge_pages) == ((0, 1, 8), "never")
+    assert (host.total_bytes, host.available_bytes) == (64 * GIB, 32 * GIB)
+    assert diagnosis.driver_version == "580.65.06"
 
 
 def test_command_says_why_egm_alloc_cannot_be_imported() -> None:

@@ -34,6 +34,8 @@ def write_host(root: Path, total_gib: float, available_gib: float, egm_gib: floa
         "proc/self/cgroup": "0::/\n",
         "sys/devices/system/node/node0/meminfo": f"Node 0 MemTotal: {total} kB\n"
         f"Node 0 MemFree: {available} kB\n",
+        "sys/devices/system/node/online": "0\n",
+        "sys/kernel/mm/transparent_hugepage/enabled": "always [madvise] never\n",
     }
     if egm_gib:
         files["sys/class/egm/egm0/egm_size"] = f"{int(egm_gib * (1 << 30))}\n"

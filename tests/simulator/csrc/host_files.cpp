@@ -1,4 +1,4 @@
-// The simulated machine's host memory, as the kernel would show it: C++ streams and directory
+// The simulated machine's host, as the kernel would show it: C++ streams and directory
 // listings of the files named here read those under EGM_SIM_HOST_ROOT. launch.py writes them.
 #include <dirent.h>
 #include <dlfcn.h>
@@ -14,9 +14,16 @@
 namespace {
 
 constexpr const char* kSimulated[] = {
-    "/proc/meminfo",        "/proc/self/status",        "/proc/self/cgroup",
-    "/proc/self/mountinfo", "/sys/devices/system/node", "/sys/fs/cgroup",
+    "/proc/meminfo",
+    "/proc/self/status",
+    "/proc/self/cgroup",
+    "/proc/self/mountinfo",
+    "/sys/devices/system/node",
+    "/sys/fs/cgroup",
     "/sys/class/egm",
+    "/sys/module/nvidia/version",
+    // What this process maps is real, so the size of its huge pages stays that of the real machine.
+    "/sys/kernel/mm/transparent_hugepage/enabled",
 };
 
 std::mutex& mutex() {
