@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from egm_alloc.cli import bench, doctor
+from egm_alloc.cli import bench, doctor, plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", required=True)
     doctor.add_command(commands)
     bench.add_command(commands)
+    plan.add_command(commands)
     options = parser.parse_args(arguments)
     status: int = options.run(options)
     return status
