@@ -3,6 +3,8 @@
 // they are found: proc_pid_cgroup(5), proc_pid_mountinfo(5), cgroup_namespaces(7).
 #include "core/cgroup_memory.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <array>
 #include <filesystem>
@@ -118,6 +120,13 @@ std::optional<std::string> below(const Mount& mount, const std::string& group,
   return rest;
 }
 
+// By its folder's inode: the path depends on the mount and the namespace.
+uint64_t number_of(const std::string& folder) {
+  struct stat status{};
+  if (stat(folder.c_str(), &status) != 0) return group_number(folder);
+  return group_number(std::to_string(status.st_dev) + ":" + std::to_string(status.st_ino));
+}
+
 void add_limits(const Version& version, const std::string& folder, const std::string& group,
                 std::vector<MemoryLimit>& found) {
   for (const char* name : version.limits) {
@@ -130,7 +139,8 @@ void add_limits(const Version& version, const std::string& folder, const std::st
     const auto cache = size_at(read_sizes(folder + "/memory.stat"), version.reclaimable);
     const Bytes used = difference_or_zero(*usage, cache.value_or(Bytes(0)));
     found.push_back({*limit, difference_or_zero(*limit, used),
-                     "cgroup limit of " + (group.empty() ? "/" : group) + " (" + name + ")"});
+                     "cgroup limit of " + (group.empty() ? "/" : group) + " (" + name + ")",
+                     number_of(folder)});
   }
 }
 
@@ -156,6 +166,15 @@ void add_levels(const Version& version, const std::string& root, std::vector<Mem
 }
 
 }  // namespace
+
+// FNV-1a, because processes of different builds compare the numbers.
+uint64_t group_number(std::string_view identity) {
+  uint64_t number = 0xcbf29ce484222325;
+  for (const char each : identity) {
+    number = (number ^ static_cast<unsigned char>(each)) * 0x100000001b3;
+  }
+  return number == 0 ? 1 : number;
+}
 
 std::vector<MemoryLimit> cgroup_limits(const std::string& root) {
   std::vector<MemoryLimit> found;

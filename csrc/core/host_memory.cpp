@@ -7,7 +7,6 @@
 #include <utility>
 #include <vector>
 
-#include "core/cgroup_memory.h"
 #include "core/kernel_files.h"
 
 namespace egm {
@@ -136,14 +135,17 @@ std::optional<MemoryLimit> cpuset_limit(const Nodes& nodes, const std::set<int>&
       if (within) usable.push_back(number);
       restricts = restricts || (!within && size_or_zero(sizes, "MemTotal") > Bytes(0));
     }
-    return restricts ? limit_of(nodes, usable, "cpuset") : std::nullopt;
+    auto limit = restricts ? limit_of(nodes, usable, "cpuset") : std::nullopt;
+    // Of processes on other nodes some may be on these too; that is not looked into.
+    if (limit) limit->group = group_number("cpuset " + nodes_in_words(usable));
+    return limit;
   }
   return std::nullopt;
 }
 
 }  // namespace
 
-HostMemory host_memory(const std::set<int>& hbm_nodes, const std::string& root) {
+std::vector<MemoryLimit> host_limits(const std::set<int>& hbm_nodes, const std::string& root) {
   const Nodes nodes = read_nodes(root);
   std::vector<MemoryLimit> limits = cgroup_limits(root);
   for (const auto& limit :
@@ -156,15 +158,23 @@ HostMemory host_memory(const std::set<int>& hbm_nodes, const std::string& root) 
                              "no control group in " +
                              root + "/proc/self/cgroup has a limit that can");
   }
-  HostMemory result{limits.front().total, limits.front().available, limits.front().name};
-  for (const auto& limit : limits) {
-    result.total = std::min(result.total, limit.total);
-    if (limit.available >= result.available) continue;
-    result.available = limit.available;
-    result.limited_by = limit.name;
-  }
-  result.available = std::min(result.available, result.total);
-  return result;
+  std::stable_sort(limits.begin(), limits.end(), [](const MemoryLimit& a, const MemoryLimit& b) {
+    return a.available < b.available;
+  });
+  return limits;
+}
+
+Bytes least_total(const std::vector<MemoryLimit>& limits) {
+  Bytes least(UINT64_MAX);
+  for (const auto& limit : limits) least = std::min(least, limit.total);
+  return least;
+}
+
+HostMemory host_memory(const std::set<int>& hbm_nodes, const std::string& root) {
+  const auto limits = host_limits(hbm_nodes, root);
+  const MemoryLimit& tightest = limits.front();
+  const Bytes total = least_total(limits);
+  return {total, std::min(tightest.available, total), tightest.name};
 }
 
 // NVIDIA's nvgrace-egm driver has one device per socket, /sys/class/egm/egm<proximity domain>, with

@@ -135,6 +135,54 @@ void limits_of_all_enclosing_groups_count() {
                 "cgroup limit of /slice/job (memory.max)");
 }
 
+// Of the limits that `root` has, the group of the one called `name`.
+uint64_t group_of(const FakeRoot& root, const std::string& name) {
+  for (const auto& limit : host_limits({}, root.path())) {
+    if (limit.name.find(name) != std::string::npos) return limit.group;
+  }
+  expect(false, "no limit is called " + name);
+  return 0;
+}
+
+void limits_say_whom_they_hold_for() {
+  FakeRoot root;
+  root.meminfo(4000, 3000);
+  root.write("/proc/self/mountinfo", kV2).write("/proc/self/cgroup", "0::/slice/job\n");
+  root.group("/sys/fs/cgroup/slice", FakeRoot::bytes(900), "max", 100, 0);
+  root.group("/sys/fs/cgroup/slice/job", FakeRoot::bytes(700), FakeRoot::bytes(600), 100, 0);
+  root.group("/sys/fs/cgroup/slice/other", FakeRoot::bytes(500), "max", 100, 0);
+  const auto limits = host_limits({}, root.path());
+  expect(limits.size() == 4 && limits[0].available == mib(500) && limits[1].available == mib(600) &&
+             limits[2].available == mib(800) && limits[3].available == mib(3000),
+         "the tightest first");
+  const auto slice = group_of(root, "/slice (memory.max)");
+  const auto job = group_of(root, "/slice/job (memory.max)");
+  expect(group_of(root, "MemAvailable") == 0, "the host's holds for all");
+  expect(slice != 0 && job != 0 && slice != job, "each group has its own");
+  expect(group_of(root, "/slice/job (memory.high)") == job, "for both of its limits");
+  root.write("/proc/self/cgroup", "0::/slice/other\n");
+  expect(group_of(root, "/slice (memory.max)") == slice, "the same for all within");
+  // As a container sees it that has only its own group.
+  std::filesystem::create_directories(root.path() + "/mnt");
+  std::filesystem::create_directory_symlink(root.path() + "/sys/fs/cgroup/slice/job",
+                                            root.path() + "/mnt/job");
+  root.write("/proc/self/mountinfo", "30 23 0:26 / /mnt/job ro - cgroup2 cgroup rw\n");
+  root.write("/proc/self/cgroup", "0::/\n");
+  expect(group_of(root, "cgroup limit of / (memory.max)") == job, "by whatever path");
+}
+
+void cpusets_hold_for_those_on_the_same_nodes() {
+  FakeRoot root;
+  root.meminfo(4000, 3000);
+  for (const int number : {0, 1, 2}) root.node(number, {1000, 500, 0, 0, 0, 0});
+  const auto group_on = [&](const std::string& list) {
+    root.write("/proc/self/status", "Mems_allowed_list:\t" + list + "\n");
+    return group_of(root, "(cpuset)");
+  };
+  const auto group = group_on("0-1");
+  expect(group != 0 && group == group_on("0,1") && group != group_on("1-2"), "by the nodes");
+}
+
 void groups_are_found_without_mountinfo_and_by_escaped_names() {
   FakeRoot root;
   root.meminfo(4000, 3000).write("/proc/self/cgroup", "0::/a:b\n");
@@ -276,6 +324,8 @@ int main() {
   old_kernels_name_slabs_otherwise();
   cpusets_restrict_to_their_nodes();
   limits_of_all_enclosing_groups_count();
+  limits_say_whom_they_hold_for();
+  cpusets_hold_for_those_on_the_same_nodes();
   groups_are_found_without_mountinfo_and_by_escaped_names();
   version_1_limits_count();
   containers_see_their_group_at_the_mount();
