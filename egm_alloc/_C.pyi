@@ -32,8 +32,15 @@ class _HostMemoryDict(TypedDict):
     total_bytes: int
     available_bytes: int
     limited_by: str
-    promised_bytes: int
     reserve_bytes: int
+
+class _HostBookingsDict(TypedDict):
+    promised_bytes: int
+    others_promised_bytes: int
+    others_pending_bytes: int
+    others_carveout_bytes: int
+    other_processes: int
+    problem: str | None
 
 class _SegmentDict(TypedDict):
     device: int
@@ -90,6 +97,7 @@ def is_enabled() -> bool: ...
 def caching_is_enabled() -> bool: ...
 def stats(device: int) -> _StatsDict: ...
 def host_memory() -> _HostMemoryDict: ...
+def host_bookings() -> _HostBookingsDict: ...
 def reset_peak_stats(device: int) -> None: ...
 def advise(
     address: int,

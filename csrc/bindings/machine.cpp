@@ -9,6 +9,9 @@
 #include "core/host_range.h"
 #include "core/kernel_files.h"
 #include "core/page_nodes.h"
+#include "core/reserve.h"
+#include "core/state.h"
+#include "cuda/host_reserve.h"
 #include "cuda/traits.h"
 
 namespace egm {
@@ -42,6 +45,37 @@ py::tuple choice_for(int device) {
   return py::make_tuple(to_string(choice.backing), choice.reason);
 }
 
+py::dict host_memory_now() {
+  HostMemory host;
+  {
+    py::gil_scoped_release unlocked;
+    host = host_memory(hbm_nodes());
+  }
+  const Bytes reserve = state().config.get().host_reserve.value_or(default_reserve(host.total));
+  py::dict result;
+  result["total_bytes"] = host.total.count();
+  result["available_bytes"] = host.available.count();
+  result["limited_by"] = host.limited_by;
+  result["reserve_bytes"] = reserve.count();
+  return result;
+}
+
+py::dict host_bookings() {
+  Bookings now;
+  {
+    py::gil_scoped_release unlocked;
+    now = bookings();
+  }
+  py::dict result;
+  result["promised_bytes"] = now.promised.count();
+  result["others_promised_bytes"] = now.others.promised.count();
+  result["others_pending_bytes"] = now.others.pending.count();
+  result["others_carveout_bytes"] = now.others.carveout.count();
+  result["other_processes"] = now.other_processes;
+  result["problem"] = now.problem;
+  return result;
+}
+
 std::optional<uint64_t> carveout_bytes() {
   const auto size = egm_carveout();
   return size ? std::optional<uint64_t>(size->count()) : std::nullopt;
@@ -72,6 +106,8 @@ void check_device(int device) {
 void bind_machine(py::module_& module) {
   module.def("device_traits", &traits_of, py::arg("device"));
   module.def("choose_backing", &choice_for, py::arg("device"));
+  module.def("host_memory", &host_memory_now);
+  module.def("host_bookings", &host_bookings);
   module.def("egm_carveout", &carveout_bytes);
   module.def("read_kernel_file", &read_text, py::arg("path"));
   module.def("may_bind_memory", &may_bind_memory);

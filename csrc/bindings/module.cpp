@@ -8,9 +8,7 @@
 
 #include "bindings/hooks.h"
 #include "bindings/machine.h"
-#include "core/reserve.h"
 #include "core/state.h"
-#include "cuda/host_reserve.h"
 #include "cuda/managed.h"
 #include "cuda/mapped_ranges.h"
 #include "cuda/residency.h"
@@ -124,25 +122,6 @@ py::dict stats(int device) {
     tags[py::int_(tag)] = tagged;
   }
   result["tags"] = tags;
-  return result;
-}
-
-py::dict host_memory() {
-  egm::HostMemory host;
-  egm::Bytes promised;
-  {
-    py::gil_scoped_release unlocked;
-    host = egm::host_memory(egm::hbm_nodes());
-    promised = egm::promised_to_managed();
-  }
-  const Bytes reserve =
-      egm::state().config.get().host_reserve.value_or(egm::default_reserve(host.total));
-  py::dict result;
-  result["total_bytes"] = host.total.count();
-  result["available_bytes"] = host.available.count();
-  result["limited_by"] = host.limited_by;
-  result["promised_bytes"] = promised.count();
-  result["reserve_bytes"] = reserve.count();
   return result;
 }
 
@@ -267,7 +246,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("is_enabled", &egm::is_diverting);
   module.def("caching_is_enabled", &egm::caching_is_enabled);
   module.def("stats", &stats, py::arg("device"));
-  module.def("host_memory", &host_memory);
   module.def("reset_peak_stats", &reset_peak_stats, py::arg("device"));
   module.def("advise", &advise, py::arg("address"), py::arg("size_bytes"), py::arg("device"),
              py::arg("preferred_location"), py::arg("accessed_by"), py::arg("read_mostly"));

@@ -16,6 +16,13 @@ std::string in_words(Bytes size) {
   return text.str();
 }
 
+std::string elsewhere(const ReserveQuestion& question) {
+  const Bytes nothing(0);
+  if (question.promised_elsewhere == nothing && question.pending_elsewhere == nothing) return "";
+  return ", " + in_words(question.promised_elsewhere) + " to managed memory and " +
+         in_words(question.pending_elsewhere) + " to requests of other processes";
+}
+
 }  // namespace
 
 std::optional<std::string> over_reserve(const ReserveQuestion& question) {
@@ -23,7 +30,9 @@ std::optional<std::string> over_reserve(const ReserveQuestion& question) {
   // the parts may not fit a number.
   Bytes left = question.host.available;
   Bytes missing;
-  for (const Bytes part : {question.reserve, question.promised, question.pending, question.asked}) {
+  for (const Bytes part :
+       {question.reserve, question.promised, question.pending, question.promised_elsewhere,
+        question.pending_elsewhere, question.asked}) {
     missing = saturated_sum(missing, difference_or_zero(part, left));
     left = difference_or_zero(left, part);
   }
@@ -34,8 +43,8 @@ std::optional<std::string> over_reserve(const ReserveQuestion& question) {
          in_words(question.host.available) + " can be taken (limited by " +
          question.host.limited_by + "); " + in_words(question.promised) +
          " of that is promised to managed memory that is not populated yet and " +
-         in_words(question.pending) + " to requests under way, so that " + in_words(missing) +
-         " (" + std::to_string(missing.count()) +
+         in_words(question.pending) + " to requests under way" + elsewhere(question) +
+         ", so that " + in_words(missing) + " (" + std::to_string(missing.count()) +
          " bytes) are missing. Lower host_reserve_gib (EGM_ALLOC_HOST_RESERVE_GIB), free tensors "
          "or call torch.cuda.empty_cache().";
 }

@@ -13,12 +13,15 @@ struct ReserveQuestion {
   Bytes asked;     // by the request in question
   Bytes promised;  // to managed memory that is not populated yet: promised_to_host of all devices
   Bytes pending;   // to requests that are being served
+  // The same of other processes.
+  Bytes promised_elsewhere;
+  Bytes pending_elsewhere;
   Bytes reserve;
   HostMemory host;
 };
 
-// Nothing if it fits: available >= asked + promised + pending + reserve. Else the sentence for the
-// error.
+// Nothing if it fits: what is available is at least all of these together. Else the sentence for
+// the error.
 std::optional<std::string> over_reserve(const ReserveQuestion& question);
 
 // 5 % of host memory.

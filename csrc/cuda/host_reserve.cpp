@@ -2,160 +2,236 @@
 #include "cuda/host_reserve.h"
 
 #include <cuda_runtime_api.h>
+#include <signal.h>
+#include <unistd.h>
 
-#include <map>
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <memory>
 #include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
 
-#include "core/page_nodes.h"
+#include "core/host_memory.h"
 #include "core/reserve.h"
 #include "core/state.h"
 #include "cuda/errors.h"
+#include "cuda/managed_promise.h"
 #include "cuda/traits.h"
 
 namespace egm {
 namespace {
 
-// Held while it is decided, so that two threads do not both get the last of it. Leaf lock.
-struct Pending {
-  std::mutex mutex;
-  Bytes bytes;
-};
-
-Pending& pending() {
-  static Pending* const instance = new Pending;
-  return *instance;
-}
-
-Bytes hbm_total(DeviceIndex device) {
-  static std::mutex mutex;
-  static std::map<DeviceIndex, Bytes> known;
-  std::lock_guard<std::mutex> lock(mutex);
-  Bytes& total = known[device];
-  if (total == Bytes(0)) {
-    cudaDeviceProp properties{};
-    check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties", Bytes(0),
-          device);
-    total = Bytes(properties.totalGlobalMem);
-  }
-  return total;
-}
-
-bool prefers_host(const Placement& placement) {
-  return placement.advice.preferred_location == Location::kHost;
-}
-
-struct Managed {
-  Bytes prefers_host_unpopulated;
-  Bytes other_total;
-  Bytes other_unpopulated;
-};
-
-void add(Managed& sum, Bytes size, Bytes unpopulated, const Placement& placement) {
-  if (prefers_host(placement)) {
-    sum.prefers_host_unpopulated = sum.prefers_host_unpopulated + unpopulated;
-  } else {
-    sum.other_total = sum.other_total + size;
-    sum.other_unpopulated = sum.other_unpopulated + unpopulated;
-  }
-}
-
-std::map<DeviceIndex, Managed> managed_by_device() {
-  std::map<DeviceIndex, Managed> result;
-  for (const Segment& segment : state().segments.all()) {
-    if (segment.placement.backing != BackingKind::kManaged) continue;
-    add(result[segment.device], segment.size, estimate_unmapped(segment.base, segment.size),
-        segment.placement);
-  }
-  return result;
-}
-
-// `request`, if any, tells what HBM of its device holds otherwise.
-Bytes promised(const std::map<DeviceIndex, Managed>& managed, const Request* request) {
-  Bytes sum;
-  for (const auto& [device, each] : managed) {
-    const Bytes otherwise =
-        request != nullptr && request->device == device ? request->hbm_otherwise : Bytes(0);
-    sum = sum + promised_to_host(each.prefers_host_unpopulated, each.other_total,
-                                 each.other_unpopulated, otherwise, hbm_total(device));
-  }
-  return sum;
+bool may_be_of_carveout(BackingKind kind) {
+  return kind == BackingKind::kNuma || kind == BackingKind::kSplit;
 }
 
 // What segments of a carve-out hold, of all devices: the kernel does not see it.
 Bytes held_of_carveout() {
   Bytes sum;
   for (const Segment& segment : state().segments.all()) {
-    if (segment.placement.backing == BackingKind::kNuma ||
-        segment.placement.backing == BackingKind::kSplit) {
+    if (may_be_of_carveout(segment.placement.backing)) {
       sum = sum + host_share(segment.size, segment.placement);
     }
   }
   return sum;
 }
 
-// All that is managed on the device fits in its HBM, this request included, which the ledger has
-// booked already: it promises nothing more. Quick, where asking each segment is not.
-bool stays_within_hbm(const Request& request, const Placement& placement) {
-  if (prefers_host(placement)) return false;
-  const Bytes managed = state().ledger.counters(request.device, BackingKind::kManaged).reserved;
-  return managed + request.hbm_otherwise <= hbm_total(request.device);
+// What this process has booked. The mutex is held while it is decided, so that two threads do not
+// both get the last of it. Leaf lock.
+struct Books {
+  explicit Books(pid_t process) : process(process) {}
+
+  const pid_t process;
+  std::mutex mutex;
+  Booking own;
+  // Of requests that are being served, within own.carveout.
+  Bytes carveout_pending;
+  ProcessTable table;
+  bool refreshing = false;
+};
+
+// A forked child has neither its parent's bookings nor its threads, which may have held the mutex:
+// it begins anew. Leaked like State.
+Books& books() {
+  static std::atomic<Books*> instance{nullptr};
+  Books* found = instance.load();
+  const pid_t process = getpid();
+  if (found != nullptr && found->process == process) return *found;
+  auto fresh = std::make_unique<Books>(process);
+  // Else another thread was first.
+  if (instance.compare_exchange_strong(found, fresh.get())) return *fresh.release();
+  return *found;
 }
 
-void refuse(const Request& request, const Placement& placement, const std::string& why) {
-  state().ledger.refused_by_reserve(request.device, placement.backing);
-  throw ReserveExceeded(why);
+void try_refresh(Books& all) noexcept;
+
+// How far managed memory is populated changes without a call of ours. While there is a promise, a
+// thread tells the others about once a second what is left of it. It calls neither CUDA nor torch,
+// and uses nothing that is destroyed at exit.
+void keep_promise_fresh() {
+  while (true) {
+    std::this_thread::sleep_for(std::chrono::seconds(1));
+    Books& all = books();
+    std::lock_guard<std::mutex> lock(all.mutex);
+    try_refresh(all);
+    all.refreshing = all.own.promised > Bytes(0);
+    if (!all.refreshing) return;
+  }
+}
+
+void start_refreshing(Books& all) {
+  // The program's signals are for the program's threads.
+  sigset_t every, before;
+  sigfillset(&every);
+  pthread_sigmask(SIG_SETMASK, &every, &before);
+  try {
+    std::thread(keep_promise_fresh).detach();
+    all.refreshing = true;
+  } catch (const std::system_error&) {
+    // Then others see the promise as it is when this process next takes or gives back memory.
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+// Under the mutex, and in a turn if it is more than before.
+void publish(Books& all, const Booking& own) {
+  all.table.publish(own);
+  all.own = own;
+  if (own.promised > Bytes(0) && !all.refreshing) start_refreshing(all);
+}
+
+// Under the mutex.
+void try_refresh(Books& all) noexcept {
+  try {
+    Booking own = all.own;
+    own.promised = managed_promise().segments;
+    own.carveout = held_of_carveout() + all.carveout_pending;
+    publish(all, own);
+  } catch (const std::exception&) {
+    // Others see what was, until the next time.
+  }
+}
+
+// The tightest first, should there be more than there is room for.
+void name_groups(Booking& own, const std::vector<MemoryLimit>& limits) {
+  own.groups.fill(0);
+  auto end = own.groups.begin();
+  for (const MemoryLimit& limit : limits) {
+    const bool known = std::find(own.groups.begin(), end, limit.group) != end;
+    if (limit.group != 0 && !known && end != own.groups.end()) *end++ = limit.group;
+  }
 }
 
 }  // namespace
 
 HostClaim::HostClaim(const Request& request, const Placement& placement) {
+  constexpr auto kLongestWait = std::chrono::minutes(1);
+  constexpr auto kPause = std::chrono::milliseconds(10);
   const bool managed = placement.backing == BackingKind::kManaged;
-  const Bytes asked = host_share(request.size, placement);
-  if (managed ? stays_within_hbm(request, placement) : asked == Bytes(0)) return;
-  Pending& all = pending();
+  if (managed ? stays_within_hbm(request, placement)
+              : host_share(request.size, placement) == Bytes(0)) {
+    return;
+  }
+  const auto end = std::chrono::steady_clock::now() + kLongestWait;
+  while (const auto refusal = book(request, placement)) {
+    if (!refusal->may_pass || std::chrono::steady_clock::now() >= end) {
+      state().ledger.refused_by_reserve(request.device, placement.backing);
+      throw ReserveExceeded(refusal->why);
+    }
+    std::this_thread::sleep_for(kPause);
+  }
+}
+
+std::optional<HostClaim::Refusal> HostClaim::book(const Request& request,
+                                                  const Placement& placement) {
+  Books& all = books();
   std::lock_guard<std::mutex> lock(all.mutex);
-  if (placement.backing == BackingKind::kNuma || placement.backing == BackingKind::kSplit) {
-    if (const auto carveout = egm_carveout()) {
-      const Bytes held = held_of_carveout() + all.bytes;
-      if (held > *carveout || asked > *carveout - held) {
-        refuse(request, placement,
-               "the EGM carve-out of " + describe(*carveout) + " leaves no room for " +
-                   describe(asked) + ": " + describe(held) +
-                   " are held. Free tensors, call torch.cuda.empty_cache(), or choose another "
-                   "backing.");
-      }
-      pending_ = asked;
-      all.bytes = all.bytes + pending_;
-      return;
+  const ProcessTable::Turn turn(all.table);
+  const Bytes on_host = host_share(request.size, placement);
+  if (may_be_of_carveout(placement.backing)) {
+    if (const auto carveout = egm_carveout()) return book_of_carveout(on_host, *carveout);
+  }
+  const bool managed = placement.backing == BackingKind::kManaged;
+  const ManagedPromise promise = managed_promise(managed ? &request : nullptr, &placement);
+  ReserveQuestion question;
+  question.asked = managed ? promise.request : on_host;
+  // It stays within HBM.
+  if (question.asked == Bytes(0)) return std::nullopt;
+  question.promised = promise.segments;
+  question.pending = all.own.pending;
+  const auto others = all.table.others();
+  const auto limits = host_limits(hbm_nodes());
+  question.reserve =
+      state().config.get().host_reserve.value_or(default_reserve(least_total(limits)));
+  for (const MemoryLimit& limit : limits) {
+    const Booking elsewhere = sum_within(others, limit.group);
+    question.promised_elsewhere = elsewhere.promised;
+    question.pending_elsewhere = elsewhere.pending;
+    question.host = {limit.total, std::min(limit.available, limit.total), limit.name};
+    if (const auto why = over_reserve(question)) {
+      return Refusal{*why, question.pending > Bytes(0) || elsewhere.pending > Bytes(0)};
     }
   }
-  auto by_device = managed_by_device();
-  ReserveQuestion question;
-  question.promised = promised(by_device, &request);
-  question.asked = asked;
-  if (managed) {
-    add(by_device[request.device], request.size, request.size, placement);
-    question.asked = promised(by_device, &request) - question.promised;
-    // It stays within HBM.
-    if (question.asked == Bytes(0)) return;
+  Booking own = all.own;
+  own.promised = promise.segments;
+  own.pending = own.pending + question.asked;
+  name_groups(own, limits);
+  publish(all, own);
+  pending_ = question.asked;
+  return std::nullopt;
+}
+
+std::optional<HostClaim::Refusal> HostClaim::book_of_carveout(Bytes asked, Bytes carveout) {
+  Books& all = books();
+  Booking own = all.own;
+  own.carveout = held_of_carveout() + all.carveout_pending;
+  const Bytes elsewhere = sum_within(all.table.others(), 0).carveout;
+  const Bytes left = difference_or_zero(difference_or_zero(carveout, own.carveout), elsewhere);
+  if (asked > left) {
+    return Refusal{"the EGM carve-out of " + describe(carveout) + " leaves no room for " +
+                   describe(asked) + ": " + describe(own.carveout) + " are held, and " +
+                   describe(elsewhere) +
+                   " by other processes. Free tensors, call torch.cuda.empty_cache(), or choose "
+                   "another backing."};
   }
-  question.pending = all.bytes;
-  question.host = host_memory(hbm_nodes());
-  question.reserve =
-      state().config.get().host_reserve.value_or(default_reserve(question.host.total));
-  if (const auto why = over_reserve(question)) refuse(request, placement, *why);
-  // Managed memory is promised from the moment that it is in the table of segments.
-  pending_ = asked;
-  all.bytes = all.bytes + pending_;
+  own.carveout = own.carveout + asked;
+  publish(all, own);
+  all.carveout_pending = all.carveout_pending + asked;
+  carveout_ = asked;
+  return std::nullopt;
 }
 
 HostClaim::~HostClaim() {
-  if (pending_ == Bytes(0)) return;
-  std::lock_guard<std::mutex> lock(pending().mutex);
-  pending().bytes = pending().bytes - pending_;
+  if (pending_ == Bytes(0) && carveout_ == Bytes(0)) return;
+  Books& all = books();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  all.own.pending = all.own.pending - pending_;
+  all.carveout_pending = all.carveout_pending - carveout_;
+  try_refresh(all);
 }
 
-Bytes promised_to_managed() { return promised(managed_by_device(), nullptr); }
+void unbook_released(const Segment& segment) noexcept {
+  const BackingKind kind = segment.placement.backing;
+  if (kind != BackingKind::kManaged && !may_be_of_carveout(kind)) return;
+  Books& all = books();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  if (all.own.promised > Bytes(0) || all.own.carveout > Bytes(0)) try_refresh(all);
+}
+
+Bookings bookings() {
+  Books& all = books();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  Bookings now;
+  now.promised = managed_promise().segments;
+  const auto others = all.table.others();
+  now.others = sum_within(others, 0);
+  now.other_processes = others.size();
+  now.problem = all.table.problem();
+  return now;
+}
 
 std::set<int> hbm_nodes() {
   std::set<int> nodes;

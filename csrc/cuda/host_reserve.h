@@ -1,30 +1,57 @@
-// Whether host memory can be had without cutting into the reserve. The arithmetic is in
-// core/reserve.h; here it meets the devices and what is booked.
+// Whether host memory can be had without cutting into the reserve, beside what this process and
+// others have booked. The arithmetic is in core/reserve.h, what processes know of each other in
+// core/process_table.h.
 #pragma once
 
+#include <optional>
 #include <set>
+#include <string>
 
 #include "core/placement.h"
+#include "core/process_table.h"
+#include "core/segment_table.h"
 #include "core/units.h"
 
 namespace egm {
 
-// Host memory of a segment that is about to be acquired, booked until it is populated: until then
-// the kernel does not count it.
+// Host memory of a segment that is about to be acquired, booked until it is populated, or managed
+// and in the table of segments: until then the kernel does not count it, nor does managed_promise.
 class HostClaim {
  public:
-  // Throws ReserveExceeded with everything as it was.
+  // Throws ReserveExceeded with everything as it was. Not while other requests are under way, of
+  // this process or another, which are counted twice the more of them is populated: it waits for
+  // those first, at most a minute.
   HostClaim(const Request& request, const Placement& placement);
   ~HostClaim();
   HostClaim(const HostClaim&) = delete;
   HostClaim& operator=(const HostClaim&) = delete;
 
  private:
+  struct Refusal {
+    std::string why;
+    // Requests under way may have been counted twice.
+    bool may_pass = false;
+  };
+  std::optional<Refusal> book(const Request& request, const Placement& placement);
+  // Under the mutex and in the turn of `book`.
+  std::optional<Refusal> book_of_carveout(Bytes asked, Bytes carveout);
+
   Bytes pending_;
+  Bytes carveout_;
 };
 
-// What managed memory that is not populated yet may still take of the host, on all devices.
-Bytes promised_to_managed();
+// After a segment is gone: what it had promised, or held of the carve-out, is free.
+void unbook_released(const Segment& segment) noexcept;
+
+// What is booked of host memory now.
+struct Bookings {
+  Bytes promised;  // by this process, to managed memory
+  Booking others;  // by all others together
+  size_t other_processes = 0;
+  // Why other processes are not seen, if they are not.
+  std::optional<std::string> problem;
+};
+Bookings bookings();
 
 // NUMA nodes that are GPU memory.
 std::set<int> hbm_nodes();

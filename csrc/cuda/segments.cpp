@@ -5,6 +5,7 @@
 
 #include <deque>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include "core/state.h"
@@ -69,6 +70,7 @@ bool try_release(const Segment& segment) noexcept {
   if (status != cudaSuccess) cudaGetLastError();
   if (forbidden_by_capture(status)) return false;
   state().ledger.segment_released(segment.device, segment.placement.backing, segment.size);
+  unbook_released(segment);
   return true;
 }
 
@@ -126,9 +128,10 @@ void* acquire_segment(const Request& request, const Placement& placement, Segmen
                         " are reserved. Raise limit_gib or free tensors.");
   }
   Acquired acquired;
+  std::optional<HostClaim> claim;
   try {
     DeviceScope device(request.device);
-    const HostClaim claim(request, placement);
+    claim.emplace(request, placement);
     RelaxedCaptureScope relaxed;
     acquired = backing_of(placement.backing).acquire(request.size, request.device, placement);
   } catch (...) {
@@ -138,6 +141,7 @@ void* acquire_segment(const Request& request, const Placement& placement, Segmen
   Segment segment{acquired.base, request.size, request.device, placement, owner, request.stream};
   segment.placement.prefetch = acquired.prefetched;
   segments.insert(segment);
+  claim.reset();
   ledger.segment_acquired(request.device, placement.backing);
   *hints = book_hints(acquired, request, placement);
   return acquired.base;

@@ -13,13 +13,20 @@ using namespace egm;
 constexpr Bytes kMost(UINT64_MAX);
 
 ReserveQuestion question() {
-  return {gib(3), gib(5), gib(2), gib(24), {gib(480), gib(34), "cgroup limit of /x (memory.max)"}};
+  return {gib(3),
+          gib(5),
+          gib(2),
+          gib(4),
+          gib(1),
+          gib(24),
+          {gib(480), gib(39), "cgroup limit of /x (memory.max)"}};
 }
 
 void what_fits_exactly_fits() {
   expect(!over_reserve(question()), "to the byte");
   for (const auto part : {&ReserveQuestion::asked, &ReserveQuestion::promised,
-                          &ReserveQuestion::pending, &ReserveQuestion::reserve}) {
+                          &ReserveQuestion::pending, &ReserveQuestion::promised_elsewhere,
+                          &ReserveQuestion::pending_elsewhere, &ReserveQuestion::reserve}) {
     auto more = question();
     more.*part = more.*part + Bytes(1);
     expect(over_reserve(more).has_value(), "one byte more of any part does not");
@@ -32,33 +39,47 @@ void what_fits_exactly_fits() {
 
 void sums_that_wrap_do_not_fit() {
   for (const auto one : {&ReserveQuestion::asked, &ReserveQuestion::promised,
-                         &ReserveQuestion::pending, &ReserveQuestion::reserve}) {
-    ReserveQuestion most{Bytes(1), Bytes(1), Bytes(1), Bytes(1), {kMost, kMost, "x"}};
+                         &ReserveQuestion::pending, &ReserveQuestion::promised_elsewhere,
+                         &ReserveQuestion::pending_elsewhere, &ReserveQuestion::reserve}) {
+    const Bytes little(1);
+    ReserveQuestion most{little, little, little, little, little, little, {kMost, kMost, "x"}};
     most.*one = kMost;
     expect(over_reserve(most).has_value(), "more than a number holds");
     most.host.available = Bytes(2);
     expect(over_reserve(most).has_value(), "nor where little is available");
   }
-  expect(over_reserve({kMost, kMost, kMost, kMost, {kMost, kMost, "x"}}).has_value(), "all");
+  expect(over_reserve({kMost, kMost, kMost, kMost, kMost, kMost, {kMost, kMost, "x"}}).has_value(),
+         "all");
 }
 
 void the_sentence_names_everything() {
   auto asked = question();
   asked.asked = gib(4) + mib(512);
+  const std::string begin =
+      "4.50 GiB (4831838208 bytes) of host memory would cut into the reserve of 24.00 GiB that "
+      "must "
+      "stay free: of 480.00 GiB, 39.00 GiB can be taken (limited by cgroup limit of /x "
+      "(memory.max)); 5.00 GiB of that is promised to managed memory that is not populated yet and "
+      "2.00 GiB to requests under way";
+  const std::string end =
+      " bytes) are missing. Lower host_reserve_gib (EGM_ALLOC_HOST_RESERVE_GIB), free tensors or "
+      "call torch.cuda.empty_cache().";
   expect(over_reserve(asked).value_or("") ==
-             "4.50 GiB (4831838208 bytes) of host memory would cut into the reserve of 24.00 GiB "
-             "that must stay free: of 480.00 GiB, 34.00 GiB can be taken (limited by cgroup limit "
-             "of /x (memory.max)); 5.00 GiB of that is promised to managed memory that is not "
-             "populated yet and 2.00 GiB to requests under way, so that 1.50 GiB (1610612736 "
-             "bytes) are missing. Lower host_reserve_gib (EGM_ALLOC_HOST_RESERVE_GIB), free "
-             "tensors or call torch.cuda.empty_cache().",
+             begin +
+                 ", 4.00 GiB to managed memory and 1.00 GiB to requests of other processes, so "
+                 "that 1.50 GiB (1610612736" +
+                 end,
          "sentence: " + over_reserve(asked).value_or("none"));
+  asked.promised_elsewhere = asked.pending_elsewhere = Bytes(0);
+  asked.asked = asked.asked + gib(5);
+  expect(over_reserve(asked).value_or("").find("under way, so that 1.50 GiB") != std::string::npos,
+         "alone: " + over_reserve(asked).value_or("none"));
 }
 
 void what_is_missing_counts_from_nothing_left() {
   auto little = question();
   little.host.available = gib(10);
-  expect(over_reserve(little).value_or("").find("so that 24.00 GiB (25769803776 bytes) are") !=
+  expect(over_reserve(little).value_or("").find("so that 29.00 GiB (31138512896 bytes) are") !=
              std::string::npos,
          "the reserve alone is too much: " + over_reserve(little).value_or("none"));
 }

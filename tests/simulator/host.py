@@ -39,6 +39,8 @@ def write_host(root: Path, total_gib: float, available_gib: float, egm_gib: floa
     }
     if egm_gib:
         files["sys/class/egm/egm0/egm_size"] = f"{int(egm_gib * (1 << 30))}\n"
+    # Where its processes keep what they share; on a real host too.
+    (root / "dev/shm").mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
-// The simulated machine's host, as the kernel would show it: C++ streams and directory
-// listings of the files named here read those under EGM_SIM_HOST_ROOT. launch.py writes them.
+// The simulated machine's host, as the kernel would show it: C++ streams, open(2) and directory
+// listings of the files named here go to those under EGM_SIM_HOST_ROOT. launch.py writes them. What
+// the processes of the machine share is there too.
 #include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -22,6 +23,7 @@ constexpr const char* kSimulated[] = {
     "/sys/fs/cgroup",
     "/sys/class/egm",
     "/sys/module/nvidia/version",
+    "/dev/shm/egm_alloc",
     // What this process maps is real, so the size of its huge pages stays that of the real machine.
     "/sys/kernel/mm/transparent_hugepage/enabled",
 };
@@ -74,6 +76,16 @@ FILE* fopen(const char* path, const char* mode) {
 FILE* fopen64(const char* path, const char* mode) {
   static const auto real = next<FILE*(const char*, const char*)>("fopen64");
   return real(redirected(path).c_str(), mode);
+}
+
+int open(const char* path, int flags, ...) {
+  static const auto real = next<int(const char*, int, ...)>("open");
+  va_list more;
+  va_start(more, flags);
+  const bool creates = (flags & O_CREAT) != 0 || (flags & O_TMPFILE) == O_TMPFILE;
+  const mode_t mode = creates ? va_arg(more, mode_t) : 0;
+  va_end(more);
+  return real(redirected(path).c_str(), flags, mode);
 }
 
 // By which libstdc++ since GCC 12 lists folders, instead of opendir.

@@ -1,0 +1,225 @@
+"""Host memory that must stay free, and processes of one host that want the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.allocator.ranks import MIB, Rank
+from tests.simulator.host import write_host
+
+pytestmark = pytest.mark.simulated
+
+Ranks = Callable[..., Rank]
+TABLE = "dev/shm/egm_alloc.host_reserve.1"
+
+
+def host(root: Path, available_mib: float, egm_mib: float = 0) -> Path:
+    return write_host(root, 1, available_mib / 1024, egm_mib / 1024)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A host of 1 GiB, of which 100 MiB are free whatever is taken: its files do not change."""
+    return host(tmp_path / "host", 100)
+
+
+@pytest.fixture
+def rank(root: Path) -> Iterator[Ranks]:
+    ranks: list[Rank] = []
+
+    def start(at: Path = root) -> Rank:
+        ranks.append(Rank(at))
+        return ranks[-1]
+
+    yield start
+    for each in ranks:
+        each.kill()
+
+
+def test_own_promises_count(rank: Ranks) -> None:
+    alone = rank()
+    assert alone.do("take", 60) == ""
+    refusal = alone.do("take", 60)
+    assert "would cut into the reserve of 0.00 GiB" in refusal
+    assert "0.06 GiB of that is promised to managed memory that is not populated yet" in refusal
+    assert "other processes" not in refusal
+    alone.do("free")
+    assert alone.do("take", 60) == ""
+
+
+def test_promises_of_another_process_count_until_it_frees_them(rank: Ranks) -> None:
+    first, second = rank(), rank()
+    assert first.do("take", 60) == ""
+    for kind in ("managed", "pinned"):
+        refusal = second.do("take", 60, kind)
+        assert "would cut into the reserve" in refusal
+        assert "0.06 GiB to managed memory and 0.00 GiB to requests of other processes" in refusal
+    assert second.do("take", 30) == ""
+    second.do("free")
+    first.do("free")
+    assert second.do("take", 60) == ""
+
+
+def test_promise_of_a_killed_process_is_free(rank: Ranks) -> None:
+    first, second = rank(), rank()
+    assert first.do("take", 60) == ""
+    assert second.do("take", 60) != ""
+    first.kill()
+    assert second.do("take", 60) == ""
+
+
+def test_promise_of_a_killed_process_is_free_though_its_child_lives(rank: Ranks) -> None:
+    first, second = rank(), rank()
+    assert first.do("take", 60) == ""
+    child = first.do("fork")
+    try:
+        assert second.do("take", 60) != ""
+        first.kill()
+        os.kill(child, 0)
+        assert second.do("take", 60) == ""
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_processes_that_are_one_anothers_children_count_apart(rank: Ranks) -> None:
+    # All are forked from one process, which has imported egm_alloc.
+    ranks = [rank() for _ in range(3)]
+    assert [each.do("take", 10) for each in ranks] == [""] * 3
+    bookings = ranks[0].do("bookings")
+    assert bookings["promised_bytes"] == 10 * MIB
+    assert bookings["others_promised_bytes"] == 20 * MIB
+    assert bookings["other_processes"] == 2
+
+
+def test_of_two_processes_at_once_one_gets_the_last_memory(rank: Ranks) -> None:
+    times = 100
+    both = [rank(), rank()]
+    for each in both:
+        each.begin("take_together", 60, times)
+    for _ in range(times):
+        assert [each.answer() for each in both] == ["ready"] * 2
+        moment = time.monotonic() + 0.005  # too late or not: all that changes is how close they are
+        for each in both:
+            each.tell(moment)
+        assert [each.answer() for each in both] == ["done"] * 2
+        for each in both:
+            each.tell()
+    for outcome in zip(*(each.answer() for each in both), strict=True):
+        (refusal,) = filter(None, outcome)
+        assert "would cut into the reserve" in refusal
+        assert "of other processes" in refusal
+
+
+def test_promise_shrinks_as_the_memory_is_populated(rank: Ranks) -> None:
+    first, second = rank(), rank()
+    assert first.do("take", 60) == ""
+    assert second.do("bookings")["others_promised_bytes"] == 60 * MIB
+    first.do("populate")
+    # The first does nothing more.
+    end = time.monotonic() + 60
+    while second.do("bookings")["others_promised_bytes"] > 0:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert second.do("take", 60) == ""
+
+
+def test_hbm_that_torch_holds_otherwise_makes_managed_memory_a_promise(rank: Ranks) -> None:
+    first, second = rank(), rank()  # of 8 GiB each
+    first.do("configure", preferred_location="device")
+    first.do("plain", 6 << 10)
+    assert first.do("take", (2 << 10) + 40) == ""
+    assert second.do("bookings")["others_promised_bytes"] == 40 * MIB
+    assert second.do("take", 80, "pinned") != ""
+
+
+def test_request_waits_for_those_under_way_before_it_is_refused(root: Path, rank: Ranks) -> None:
+    first, second = rank(), rank()
+    first.begin("take_stalled", 60, "pinned", "cudaHostRegister")
+    assert first.answer() == "stands still"
+    assert second.do("bookings")["others_pending_bytes"] == 60 * MIB
+    second.begin("take_waiting", 60, "pinned")
+    assert second.answer() == "waits"
+    first.tell()
+    assert first.answer() == ""
+    # As far as the simulated kernel tells, all is still free.
+    assert second.answer() == ""
+    third = rank()
+    first.begin("take_stalled", 60, "pinned", "cudaHostRegister")
+    assert first.answer() == "stands still"
+    third.begin("take_waiting", 60, "pinned")
+    assert third.answer() == "waits"
+    host(root, 40)  # what the first has populated
+    first.tell()
+    assert first.answer() == ""
+    assert "would cut into the reserve" in third.answer()
+
+
+def test_managed_memory_counts_from_the_request_on(rank: Ranks) -> None:
+    first, second = rank(), rank()
+    first.begin("take_stalled", 60, "managed", "cudaMallocManaged")
+    assert first.answer() == "stands still"
+    second.begin("take_waiting", 60, "managed")
+    assert second.answer() == "waits"
+    first.tell()
+    assert first.answer() == ""
+    assert "0.06 GiB to managed memory and 0.00 GiB to requests of other" in second.answer()
+
+
+def test_carveout_is_shared_too(tmp_path: Path, rank: Ranks) -> None:
+    carved = host(tmp_path / "carved", 100, egm_mib=100)
+    first, second = rank(carved), rank(carved)
+    assert first.do("take", 60, "numa") == ""
+    refusal = second.do("take", 60, "numa")
+    assert "the EGM carve-out of" in refusal
+    assert "(62914560 bytes) by other processes" in refusal
+    assert second.do("take", 60) == ""  # other memory
+    first.kill()
+    assert second.do("take", 60, "numa") == ""
+    second.do("free")
+    assert rank(carved).do("take", 60, "numa") == ""
+
+
+def test_control_groups_count_who_is_in_them(tmp_path: Path, root: Path, rank: Ranks) -> None:
+    group = tmp_path / "group"
+    group.mkdir()
+    for name, mib in (("max", 100), ("current", 0)):
+        (group / f"memory.{name}").write_text(f"{mib * MIB}\n")
+    within = host(tmp_path / "within", 1000)
+    host(root, 1000)
+    (within / "proc/self/mountinfo").write_text(f"1 2 0:3 / {group} rw - cgroup2 none rw\n")
+    (within / "dev/shm").rmdir()
+    (within / "dev/shm").symlink_to(root / "dev/shm")
+    outside, first, second = rank(root), rank(within), rank(within)
+    assert outside.do("take", 800) == ""
+    assert first.do("take", 60) == ""
+    refusal = second.do("take", 60)
+    assert "limited by cgroup limit of / (memory.max)" in refusal
+    assert "0.06 GiB to managed memory" in refusal
+    assert "limited by MemAvailable" in outside.do("take", 150)  # beside 60
+    assert outside.do("take", 140) == ""
+
+
+def test_without_the_shared_file_each_process_is_for_itself(root: Path, rank: Ranks) -> None:
+    (root / "dev/shm").rmdir()
+    first, second = rank(), rank()
+    assert first.do("take", 60) == ""
+    assert first.do("take", 60) != ""
+    assert second.do("take", 60) == ""
+    assert "cannot be opened: No such file" in second.do("bookings")["problem"]
+
+
+def test_managed_memory_that_hbm_holds_touches_no_shared_file(root: Path, rank: Ranks) -> None:
+    alone = rank()
+    alone.do("configure", preferred_location="device")
+    assert alone.do("take", 60) == ""
+    alone.do("free")
+    assert not (root / TABLE).exists()
+    alone.do("configure", preferred_location="host")
+    assert alone.do("take", 60) == ""
+    assert (root / TABLE).exists()
