@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from egm_alloc import _C
+from egm_alloc import _C, machine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,14 @@ class HostDiagnosis:
         Which limit leaves just that available.
     reserve_bytes : int or None
         What must stay free of it (``host_reserve_gib``).
+    promised_bytes : int
+        What managed memory of this process may still take of the available.
+    other_processes : int
+        How many other processes have booked host memory that the kernel does not show as taken.
+    others_bytes : int
+        How much that is: promised to their managed memory, or to requests under way.
+    sharing_problem : str or None
+        Why other processes' bookings are not seen, if they are not.
     egm_bytes : int or None
         What the firmware set aside for the GPU (Extended GPU Memory); None for nothing.
     numa_nodes : tuple of int
@@ -37,6 +45,10 @@ class HostDiagnosis:
     available_bytes: int | None
     limited_by: str | None
     reserve_bytes: int | None
+    promised_bytes: int
+    other_processes: int
+    others_bytes: int
+    sharing_problem: str | None
     egm_bytes: int | None
     numa_nodes: tuple[int, ...]
     huge_pages: str | None
@@ -68,6 +80,8 @@ def diagnose_host(root: str = "") -> HostDiagnosis:
         memory = _C.host_memory()
     except RuntimeError:
         memory = None
+    # Without a driver nothing is booked, here or elsewhere.
+    booked = _C.host_bookings() if machine.has_driver() else None
     # By the extension, so that it is the host that the allocator sees, a simulated one too.
     setting = _C.read_kernel_file(f"{root}/sys/kernel/mm/transparent_hugepage/enabled")
     online = _C.read_kernel_file(f"{root}/sys/devices/system/node/online")
@@ -77,6 +91,12 @@ def diagnose_host(root: str = "") -> HostDiagnosis:
         available_bytes=memory["available_bytes"] if memory else None,
         limited_by=memory["limited_by"] if memory else None,
         reserve_bytes=memory["reserve_bytes"] if memory else None,
+        promised_bytes=booked["promised_bytes"] if booked else 0,
+        other_processes=booked["other_processes"] if booked else 0,
+        others_bytes=booked["others_promised_bytes"] + booked["others_pending_bytes"]
+        if booked
+        else 0,
+        sharing_problem=booked["problem"] if booked else None,
         egm_bytes=_C.egm_carveout(),
         numa_nodes=_parse_nodes(online or ""),
         huge_pages=chosen[1] if chosen else None,

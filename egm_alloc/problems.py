@@ -197,6 +197,10 @@ def host_problems(host: HostDiagnosis) -> list[Problem]:
     if len(host.numa_nodes) > 1 and not host.may_bind_memory:
         what = "this process may not choose NUMA nodes (mbind): pinned memory may be far from a GPU"
         problems.append(Problem(what, _CAPABILITY, stops=False))
+    if host.sharing_problem is not None:
+        what = f"host memory that other processes have booked is not seen: {host.sharing_problem}"
+        remedy = "let this user make files in /dev/shm, and read and write that one"
+        problems.append(Problem(what, remedy, stops=False))
     if not host.may_ask_for_pages:
         what = "this process may not ask where pages are (move_pages): residency() fails"
         problems.append(Problem(what, _CAPABILITY, stops=False))

@@ -82,6 +82,11 @@ def _host(host: HostDiagnosis) -> list[tuple[str, str]]:
         ("memory", size(host.total_bytes)),
         ("available", f"{size(host.available_bytes)} ({host.limited_by or UNKNOWN})"),
         ("of that stays free", size(host.reserve_bytes)),
+        ("promised to managed memory", format_bytes(host.promised_bytes)),
+        (
+            "booked by other processes",
+            f"{format_bytes(host.others_bytes)} ({host.other_processes})",
+        ),
         ("EGM carve-out", "none" if host.egm_bytes is None else format_bytes(host.egm_bytes)),
         ("NUMA nodes", ", ".join(map(str, host.numa_nodes)) or UNKNOWN),
         ("transparent huge pages", host.huge_pages or "none in this kernel"),

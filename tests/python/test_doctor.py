@@ -172,6 +172,11 @@ def test_memory_is_what_the_allocator_goes_by() -> None:
     assert host.available_bytes == _C.host_memory()["available_bytes"]
     assert host.limited_by == "MemAvailable"
     assert host.egm_bytes is None
+    assert (host.promised_bytes, host.sharing_problem) == (0, None)
+    with egm_alloc.place("managed"):
+        egm_alloc.enable(preferred_location="host")
+        tensor = torch.empty(64 << 20, dtype=torch.uint8, device="cuda")
+    assert egm_alloc.doctor().host.promised_bytes == tensor.numel()
 
 
 @pytest.mark.simulated

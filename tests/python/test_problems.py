@@ -23,6 +23,10 @@ HEALTHY_HOST = HostDiagnosis(
     available_bytes=32 * GIB,
     limited_by="MemAvailable",
     reserve_bytes=3 * GIB,
+    promised_bytes=0,
+    other_processes=0,
+    others_bytes=0,
+    sharing_problem=None,
     egm_bytes=None,
     numa_nodes=(0, 1),
     huge_pages="madvise",
@@ -128,6 +132,7 @@ def test_wrong_variable_does_not_stop_what_is_on() -> None:
         ({"huge_pages": "never"}, "huge pages"),
         ({"may_bind_memory": False}, "mbind"),
         ({"may_ask_for_pages": False}, "move_pages"),
+        ({"sharing_problem": "FILE cannot be opened: Permission denied"}, "FILE cannot be opened"),
     ],
 )
 def test_host_that_forbids_something_is_a_problem(change: dict[str, object], word: str) -> None:
