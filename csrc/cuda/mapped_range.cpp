@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <array>
 #include <string>
 
 #include "cuda/driver.h"
@@ -145,15 +146,18 @@ void MappedRange::map_chunk(size_t index, bool on_device) {
   ++mapped_;
 }
 
-void MappedRange::set_access(CUdeviceptr at, Bytes size) const {
-  std::vector<CUmemAccessDesc> descriptions(readers_.size());
+CUresult MappedRange::try_set_access(CUdeviceptr at, Bytes size) const noexcept {
+  std::array<CUmemAccessDesc, kMaxDevices> descriptions{};
   for (size_t index = 0; index < readers_.size(); ++index) {
     descriptions[index].location.type = CU_MEM_LOCATION_TYPE_DEVICE;
     descriptions[index].location.id = readers_[index];
     descriptions[index].flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
   }
-  check(driver().set_access(at, size.count(), descriptions.data(), descriptions.size()),
-        "cuMemSetAccess", size, device_);
+  return driver().set_access(at, size.count(), descriptions.data(), readers_.size());
+}
+
+void MappedRange::set_access(CUdeviceptr at, Bytes size) const {
+  check(try_set_access(at, size), "cuMemSetAccess", size, device_);
 }
 
 void MappedRange::allow(DeviceIndex peer) {
@@ -196,9 +200,15 @@ void MappedRange::move_chunk(size_t index, bool to_device) {
   CUresult status = driver().unmap(at, chunk_.count());
   if (status == CUDA_SUCCESS) {
     status = driver().map(at, chunk_.count(), 0, target.handle(), 0);
-    if (status != CUDA_SUCCESS) driver().map(at, chunk_.count(), 0, old, 0);
     // A mapping without access would fault: also after undoing.
-    set_access(at, chunk_);
+    if (status == CUDA_SUCCESS) {
+      status = try_set_access(at, chunk_);
+      if (status != CUDA_SUCCESS) driver().unmap(at, chunk_.count());
+    }
+    if (status != CUDA_SUCCESS) {
+      driver().map(at, chunk_.count(), 0, old, 0);
+      try_set_access(at, chunk_);
+    }
   }
   driver().release(old);
   check(status, "remapping a chunk", chunk_, device_);

@@ -47,6 +47,7 @@ class MappedRange {
   void map_chunk(size_t index, bool on_device);
   void move_chunk(size_t index, bool to_device);
   void set_access(CUdeviceptr at, Bytes size) const;
+  CUresult try_set_access(CUdeviceptr at, Bytes size) const noexcept;
 
   const DeviceIndex device_;
   const Bytes size_;
