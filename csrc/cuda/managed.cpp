@@ -125,6 +125,8 @@ void advise_managed(void* address, Bytes size, DeviceIndex device, const AdviceC
 
 void prefetch_managed(void* address, Bytes size, DeviceIndex device, Location to,
                       cudaStream_t stream) {
+  // Each device has a null stream of its own, and the current one's is meant.
+  DeviceScope scope(device);
   check(cudaMemPrefetchAsync(address, size.count(), to_cuda(to, device), 0, stream),
         "cudaMemPrefetchAsync", size, device);
 }
