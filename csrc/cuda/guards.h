@@ -18,7 +18,11 @@ class DeviceScope {
     changed_ = true;
   }
   ~DeviceScope() {
-    if (changed_ && cudaSetDevice(previous_) != cudaSuccess) cudaGetLastError();
+    // What a thread does next would be done on the wrong device, so once more if it fails.
+    for (int tries = 2; changed_ && tries > 0; --tries) {
+      changed_ = cudaSetDevice(previous_) != cudaSuccess;
+      if (changed_) cudaGetLastError();
+    }
   }
   DeviceScope(const DeviceScope&) = delete;
   DeviceScope& operator=(const DeviceScope&) = delete;
