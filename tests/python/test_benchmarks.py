@@ -83,6 +83,15 @@ def test_demo_runs_and_says_that_it_is_simulated() -> None:
 
 
 @pytest.mark.simulated
+def test_ddp_example_says_in_a_sentence_what_it_needs() -> None:
+    result = run("examples/ddp.py")
+    assert result.returncode == 1
+    assert result.stderr.startswith("ddp: this needs two real GPUs")
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stdout == ""
+
+
+@pytest.mark.simulated
 @pytest.mark.parametrize("mode", ["tiered", "managed"])
 def test_soak_finds_no_growth(mode: str) -> None:
     command = ["-m", "tests.simulator", "--hbm-gib", "400", "--", sys.executable]
