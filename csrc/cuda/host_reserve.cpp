@@ -22,21 +22,17 @@
 #include "cuda/traits.h"
 
 namespace egm {
+
+struct Refusal {
+  std::string why;
+  // Requests under way may have been counted twice.
+  bool may_pass = false;
+};
+
 namespace {
 
 bool may_be_of_carveout(BackingKind kind) {
   return kind == BackingKind::kNuma || kind == BackingKind::kSplit;
-}
-
-// What segments of a carve-out hold, of all devices: the kernel does not see it.
-Bytes held_of_carveout() {
-  Bytes sum;
-  for (const Segment& segment : state().segments.all()) {
-    if (may_be_of_carveout(segment.placement.backing)) {
-      sum = sum + host_share(segment.size, segment.placement);
-    }
-  }
-  return sum;
 }
 
 // What this process has booked. The mutex is held while it is decided, so that two threads do not
@@ -46,9 +42,9 @@ struct Books {
 
   const pid_t process;
   std::mutex mutex;
+  // As the others know it, but for what `publish` has not been called for yet.
   Booking own;
-  // Of requests that are being served, within own.carveout.
-  Bytes carveout_pending;
+  ManagedPromise promise;
   ProcessTable table;
   bool refreshing = false;
 };
@@ -66,53 +62,70 @@ Books& books() {
   return *found;
 }
 
-void try_refresh(Books& all) noexcept;
+void keep_promise_fresh();
+
+// The program's signals are for the program's threads.
+class NoSignalsScope {
+ public:
+  NoSignalsScope() {
+    sigset_t every;
+    sigfillset(&every);
+    pthread_sigmask(SIG_SETMASK, &every, &before_);
+  }
+  ~NoSignalsScope() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  NoSignalsScope(const NoSignalsScope&) = delete;
+  NoSignalsScope& operator=(const NoSignalsScope&) = delete;
+
+ private:
+  sigset_t before_;
+};
+
+// Under the mutex, and in a turn if it is more than before.
+void publish(Books& all) noexcept {
+  try {
+    all.own.promised = all.promise.total();
+    all.table.publish(all.own);
+    if (all.own.promised == Bytes(0) || all.refreshing) return;
+    const NoSignalsScope scope;
+    std::thread(keep_promise_fresh).detach();
+    all.refreshing = true;
+  } catch (const std::exception&) {
+    // Others see what was when this process last took or gave back memory.
+  }
+}
 
 // How far managed memory is populated changes without a call of ours. While there is a promise, a
-// thread tells the others about once a second what is left of it. It calls neither CUDA nor torch,
-// and uses nothing that is destroyed at exit.
+// thread tells the others about once a second what is left of it, or less often where that would
+// keep a core busy. It calls neither CUDA nor torch, and uses nothing that is destroyed at exit.
 void keep_promise_fresh() {
+  using Clock = std::chrono::steady_clock;
+  constexpr Clock::duration kPause = std::chrono::seconds(1);
+  constexpr int kIdleShare = 20;
+  Books& all = books();
+  Clock::duration pause = kPause;
   while (true) {
-    std::this_thread::sleep_for(std::chrono::seconds(1));
-    Books& all = books();
+    std::this_thread::sleep_for(pause);
+    const auto start = Clock::now();
+    std::vector<ManagedPromise::Answer> answers;
+    {
+      std::lock_guard<std::mutex> lock(all.mutex);
+      answers = all.promise.questions();
+    }
+    ManagedPromise::ask(answers);
+    pause = std::max(kPause, kIdleShare * (Clock::now() - start));
     std::lock_guard<std::mutex> lock(all.mutex);
-    try_refresh(all);
+    all.promise.apply(answers);
+    publish(all);
     all.refreshing = all.own.promised > Bytes(0);
     if (!all.refreshing) return;
   }
 }
 
-void start_refreshing(Books& all) {
-  // The program's signals are for the program's threads.
-  sigset_t every, before;
-  sigfillset(&every);
-  pthread_sigmask(SIG_SETMASK, &every, &before);
-  try {
-    std::thread(keep_promise_fresh).detach();
-    all.refreshing = true;
-  } catch (const std::system_error&) {
-    // Then others see the promise as it is when this process next takes or gives back memory.
-  }
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
-}
-
-// Under the mutex, and in a turn if it is more than before.
-void publish(Books& all, const Booking& own) {
-  all.table.publish(own);
-  all.own = own;
-  if (own.promised > Bytes(0) && !all.refreshing) start_refreshing(all);
-}
-
 // Under the mutex.
-void try_refresh(Books& all) noexcept {
-  try {
-    Booking own = all.own;
-    own.promised = managed_promise().segments;
-    own.carveout = held_of_carveout() + all.carveout_pending;
-    publish(all, own);
-  } catch (const std::exception&) {
-    // Others see what was, until the next time.
-  }
+void ask_about_promise(Books& all) {
+  auto answers = all.promise.questions();
+  ManagedPromise::ask(answers);
+  all.promise.apply(answers);
 }
 
 // The tightest first, should there be more than there is room for.
@@ -123,6 +136,21 @@ void name_groups(Booking& own, const std::vector<MemoryLimit>& limits) {
     const bool known = std::find(own.groups.begin(), end, limit.group) != end;
     if (limit.group != 0 && !known && end != own.groups.end()) *end++ = limit.group;
   }
+}
+
+// What of others counts depends on the limit.
+std::optional<Refusal> refuse(ReserveQuestion question, const std::vector<MemoryLimit>& limits,
+                              const std::vector<Booking>& others) {
+  for (const MemoryLimit& limit : limits) {
+    const Booking elsewhere = sum_within(others, limit.group);
+    question.promised_elsewhere = elsewhere.promised;
+    question.pending_elsewhere = elsewhere.pending;
+    question.host = {limit.total, std::min(limit.available, limit.total), limit.name};
+    if (const auto why = over_reserve(question)) {
+      return Refusal{*why, question.pending > Bytes(0) || elsewhere.pending > Bytes(0)};
+    }
+  }
+  return std::nullopt;
 }
 
 }  // namespace
@@ -145,63 +173,71 @@ HostClaim::HostClaim(const Request& request, const Placement& placement) {
   }
 }
 
-std::optional<HostClaim::Refusal> HostClaim::book(const Request& request,
-                                                  const Placement& placement) {
+std::optional<Refusal> HostClaim::book(const Request& request, const Placement& placement) {
   Books& all = books();
   std::lock_guard<std::mutex> lock(all.mutex);
   const ProcessTable::Turn turn(all.table);
+  const bool managed = placement.backing == BackingKind::kManaged;
   const Bytes on_host = host_share(request.size, placement);
   if (may_be_of_carveout(placement.backing)) {
     if (const auto carveout = egm_carveout()) return book_of_carveout(on_host, *carveout);
   }
-  const bool managed = placement.backing == BackingKind::kManaged;
-  const ManagedPromise promise = managed_promise(managed ? &request : nullptr, &placement);
-  ReserveQuestion question;
-  question.asked = managed ? promise.request : on_host;
-  // It stays within HBM.
-  if (question.asked == Bytes(0)) return std::nullopt;
-  question.promised = promise.segments;
-  question.pending = all.own.pending;
   const auto others = all.table.others();
   const auto limits = host_limits(hbm_nodes());
+  std::optional<Refusal> refusal;
+  ReserveQuestion question;
+  question.pending = all.own.pending;
   question.reserve =
       state().config.get().host_reserve.value_or(default_reserve(least_total(limits)));
-  for (const MemoryLimit& limit : limits) {
-    const Booking elsewhere = sum_within(others, limit.group);
-    question.promised_elsewhere = elsewhere.promised;
-    question.pending_elsewhere = elsewhere.pending;
-    question.host = {limit.total, std::min(limit.available, limit.total), limit.name};
-    if (const auto why = over_reserve(question)) {
-      return Refusal{*why, question.pending > Bytes(0) || elsewhere.pending > Bytes(0)};
-    }
+  for (const bool asked_anew : {false, true}) {
+    if (asked_anew) ask_about_promise(all);
+    question.asked = managed ? all.promise.with(request, placement) : on_host;
+    // It stays within HBM.
+    if (question.asked == Bytes(0)) return std::nullopt;
+    question.promised = all.promise.total();
+    refusal = refuse(question, limits, others);
+    if (!refusal) break;
   }
-  Booking own = all.own;
-  own.promised = promise.segments;
-  own.pending = own.pending + question.asked;
-  name_groups(own, limits);
-  publish(all, own);
+  if (refusal) return refusal;
   pending_ = question.asked;
+  all.own.pending = all.own.pending + pending_;
+  name_groups(all.own, limits);
+  publish(all);
   return std::nullopt;
 }
 
-std::optional<HostClaim::Refusal> HostClaim::book_of_carveout(Bytes asked, Bytes carveout) {
+// What a carve-out holds the kernel does not see.
+std::optional<Refusal> HostClaim::book_of_carveout(Bytes asked, Bytes carveout) {
   Books& all = books();
-  Booking own = all.own;
-  own.carveout = held_of_carveout() + all.carveout_pending;
+  const Bytes held = all.own.carveout;
   const Bytes elsewhere = sum_within(all.table.others(), 0).carveout;
-  const Bytes left = difference_or_zero(difference_or_zero(carveout, own.carveout), elsewhere);
-  if (asked > left) {
+  if (asked > difference_or_zero(difference_or_zero(carveout, held), elsewhere)) {
     return Refusal{"the EGM carve-out of " + describe(carveout) + " leaves no room for " +
-                   describe(asked) + ": " + describe(own.carveout) + " are held, and " +
+                   describe(asked) + ": " + describe(held) + " are held, and " +
                    describe(elsewhere) +
                    " by other processes. Free tensors, call torch.cuda.empty_cache(), or choose "
                    "another backing."};
   }
-  own.carveout = own.carveout + asked;
-  publish(all, own);
-  all.carveout_pending = all.carveout_pending + asked;
   carveout_ = asked;
+  all.own.carveout = held + asked;
+  publish(all);
   return std::nullopt;
+}
+
+void HostClaim::settle(const Segment& segment) {
+  const BackingKind kind = segment.placement.backing;
+  const bool booked = pending_ > Bytes(0);
+  const bool managed = kind == BackingKind::kManaged;
+  const Bytes of_node =
+      may_be_of_carveout(kind) ? host_share(segment.size, segment.placement) : Bytes(0);
+  if (!booked && !managed && of_node == Bytes(0)) return;
+  Books& all = books();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  if (managed) all.promise.add(segment);
+  all.own.carveout = all.own.carveout - carveout_ + of_node;
+  all.own.pending = all.own.pending - pending_;
+  pending_ = carveout_ = Bytes(0);
+  if (booked) publish(all);
 }
 
 HostClaim::~HostClaim() {
@@ -209,8 +245,8 @@ HostClaim::~HostClaim() {
   Books& all = books();
   std::lock_guard<std::mutex> lock(all.mutex);
   all.own.pending = all.own.pending - pending_;
-  all.carveout_pending = all.carveout_pending - carveout_;
-  try_refresh(all);
+  all.own.carveout = all.own.carveout - carveout_;
+  publish(all);
 }
 
 void unbook_released(const Segment& segment) noexcept {
@@ -218,14 +254,23 @@ void unbook_released(const Segment& segment) noexcept {
   if (kind != BackingKind::kManaged && !may_be_of_carveout(kind)) return;
   Books& all = books();
   std::lock_guard<std::mutex> lock(all.mutex);
-  if (all.own.promised > Bytes(0) || all.own.carveout > Bytes(0)) try_refresh(all);
+  const Booking before = all.own;
+  if (kind == BackingKind::kManaged) {
+    all.promise.remove(segment);
+  } else {
+    // A forked child has not booked what its parent holds.
+    all.own.carveout =
+        difference_or_zero(before.carveout, host_share(segment.size, segment.placement));
+  }
+  if (before.promised > Bytes(0) || before.carveout > Bytes(0)) publish(all);
 }
 
 Bookings bookings() {
   Books& all = books();
   std::lock_guard<std::mutex> lock(all.mutex);
+  ask_about_promise(all);
   Bookings now;
-  now.promised = managed_promise().segments;
+  now.promised = all.promise.total();
   const auto others = all.table.others();
   now.others = sum_within(others, 0);
   now.other_processes = others.size();

@@ -14,8 +14,10 @@
 
 namespace egm {
 
-// Host memory of a segment that is about to be acquired, booked until it is populated, or managed
-// and in the table of segments: until then the kernel does not count it, nor does managed_promise.
+struct Refusal;
+
+// Host memory of a segment that is about to be acquired, booked until it is there: until then the
+// kernel does not count it.
 class HostClaim {
  public:
   // Throws ReserveExceeded with everything as it was. Not while other requests are under way, of
@@ -23,15 +25,12 @@ class HostClaim {
   // those first, at most a minute.
   HostClaim(const Request& request, const Placement& placement);
   ~HostClaim();
+  // The segment is there: the claim has become what its memory takes, or has promised.
+  void settle(const Segment& segment);
   HostClaim(const HostClaim&) = delete;
   HostClaim& operator=(const HostClaim&) = delete;
 
  private:
-  struct Refusal {
-    std::string why;
-    // Requests under way may have been counted twice.
-    bool may_pass = false;
-  };
   std::optional<Refusal> book(const Request& request, const Placement& placement);
   // Under the mutex and in the turn of `book`.
   std::optional<Refusal> book_of_carveout(Bytes asked, Bytes carveout);

@@ -5,7 +5,6 @@
 
 #include <array>
 #include <atomic>
-#include <map>
 
 #include "core/page_nodes.h"
 #include "core/reserve.h"
@@ -41,54 +40,83 @@ bool prefers_host(const Placement& placement) {
   return placement.advice.preferred_location == Location::kHost;
 }
 
-struct Managed {
-  Bytes prefers_host_unpopulated;
-  Bytes other_total;
-  Bytes other_unpopulated;
-};
-
-void add(Managed& sum, Bytes size, Bytes unpopulated, const Placement& placement) {
-  if (prefers_host(placement)) {
-    sum.prefers_host_unpopulated = sum.prefers_host_unpopulated + unpopulated;
-  } else {
-    sum.other_total = sum.other_total + size;
-    sum.other_unpopulated = sum.other_unpopulated + unpopulated;
-  }
-}
-
-Bytes promised(const std::map<DeviceIndex, Managed>& managed) {
-  Bytes sum;
-  for (const auto& [device, each] : managed) {
-    sum = sum + promised_to_host(each.prefers_host_unpopulated, each.other_total,
-                                 each.other_unpopulated, Bytes(hbm_of(device).otherwise_bytes),
-                                 hbm_total(device));
-  }
-  return sum;
-}
-
 }  // namespace
 
 bool stays_within_hbm(const Request& request, const Placement& placement) {
+  // Asked for here, so that whoever takes what is added later need not ask CUDA.
+  const Bytes total = hbm_total(request.device);
   auto& otherwise = hbm_of(request.device).otherwise_bytes;
   if (request.hbm_otherwise) otherwise = request.hbm_otherwise->count();
   if (prefers_host(placement)) return false;
   const Bytes managed = state().ledger.counters(request.device, BackingKind::kManaged).reserved;
-  return managed + Bytes(otherwise) <= hbm_total(request.device);
+  return managed + Bytes(otherwise) <= total;
 }
 
-ManagedPromise managed_promise(const Request* request, const Placement* placement) {
-  std::map<DeviceIndex, Managed> managed;
-  for (const Segment& segment : state().segments.all()) {
-    if (segment.placement.backing != BackingKind::kManaged) continue;
-    add(managed[segment.device], segment.size, estimate_unmapped(segment.base, segment.size),
-        segment.placement);
+Bytes& ManagedPromise::unpopulated(Sums& sums, const Placement& placement) {
+  return prefers_host(placement) ? sums.prefers_host_unpopulated : sums.other_unpopulated;
+}
+
+void ManagedPromise::add(Sums& sums, Bytes size, const Placement& placement) {
+  unpopulated(sums, placement) = unpopulated(sums, placement) + size;
+  if (!prefers_host(placement)) sums.other_total = sums.other_total + size;
+}
+
+Bytes ManagedPromise::promised(DeviceIndex device, const Sums& sums) {
+  return promised_to_host(sums.prefers_host_unpopulated, sums.other_total, sums.other_unpopulated,
+                          Bytes(hbm_of(device).otherwise_bytes), hbm_total(device));
+}
+
+void ManagedPromise::add(const Segment& segment) {
+  add(sums_[segment.device], segment.size, segment.placement);
+  known_[segment.base] = {segment, segment.size, ++numbers_};
+}
+
+void ManagedPromise::remove(const Segment& segment) {
+  const auto found = known_.find(segment.base);
+  if (found == known_.end()) return;
+  Sums& sums = sums_[segment.device];
+  Bytes& sum = unpopulated(sums, segment.placement);
+  sum = sum - found->second.unpopulated;
+  if (!prefers_host(segment.placement)) sums.other_total = sums.other_total - segment.size;
+  known_.erase(found);
+}
+
+Bytes ManagedPromise::total() const {
+  Bytes sum;
+  for (const auto& [device, sums] : sums_) sum = saturated_sum(sum, promised(device, sums));
+  return sum;
+}
+
+Bytes ManagedPromise::with(const Request& request, const Placement& placement) const {
+  const auto found = sums_.find(request.device);
+  Sums sums = found == sums_.end() ? Sums() : found->second;
+  const Bytes before = promised(request.device, sums);
+  add(sums, request.size, placement);
+  return promised(request.device, sums) - before;
+}
+
+std::vector<ManagedPromise::Answer> ManagedPromise::questions() const {
+  std::vector<Answer> answers;
+  answers.reserve(known_.size());
+  for (const auto& [base, known] : known_) {
+    answers.push_back({base, known.number, known.segment.size, Bytes(0)});
   }
-  ManagedPromise promise{promised(managed), Bytes(0)};
-  if (request != nullptr) {
-    add(managed[request->device], request->size, request->size, *placement);
-    promise.request = promised(managed) - promise.segments;
+  return answers;
+}
+
+void ManagedPromise::ask(std::vector<Answer>& answers) {
+  for (Answer& answer : answers) answer.unpopulated = estimate_unmapped(answer.base, answer.size);
+}
+
+void ManagedPromise::apply(const std::vector<Answer>& answers) {
+  for (const Answer& answer : answers) {
+    const auto found = known_.find(answer.base);
+    if (found == known_.end() || found->second.number != answer.number) continue;
+    const Segment& segment = found->second.segment;
+    Bytes& sum = unpopulated(sums_[segment.device], segment.placement);
+    sum = sum - found->second.unpopulated + answer.unpopulated;
+    found->second.unpopulated = answer.unpopulated;
   }
-  return promise;
 }
 
 }  // namespace egm

@@ -141,7 +141,7 @@ void* acquire_segment(const Request& request, const Placement& placement, Segmen
   Segment segment{acquired.base, request.size, request.device, placement, owner, request.stream};
   segment.placement.prefetch = acquired.prefetched;
   segments.insert(segment);
-  claim.reset();
+  claim->settle(segment);
   ledger.segment_acquired(request.device, placement.backing);
   *hints = book_hints(acquired, request, placement);
   return acquired.base;

@@ -51,6 +51,11 @@ def test_own_promises_count(rank: Ranks) -> None:
     assert "other processes" not in refusal
     alone.do("free")
     assert alone.do("take", 60) == ""
+    alone.do("populate")  # now the kernel counts it, were it not simulated
+    assert alone.do("take", 60) == ""
+    assert alone.do("bookings")["promised_bytes"] == 60 * MIB
+    alone.do("free")
+    assert alone.do("bookings")["promised_bytes"] == 0
 
 
 def test_promises_of_another_process_count_until_it_frees_them(rank: Ranks) -> None:
