@@ -53,8 +53,9 @@ def kv_bytes(worker: Any, settings: Settings) -> int:
             reason,
         )
         return 0
-    found = _C.host_memory()
-    spare = found["available_bytes"] - found["promised_bytes"] - found["reserve_bytes"]
+    found, booked = _C.host_memory(), _C.host_bookings()
+    spare = found["available_bytes"] - found["reserve_bytes"] - booked["promised_bytes"]
+    spare -= booked["others_promised_bytes"] + booked["others_pending_bytes"]
     carveout = _C.egm_carveout()
     if suits == "numa" and carveout is not None:
         spare = carveout
