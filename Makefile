@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv$(if $(TORCH),-$(TORCH))
 RUN := $(VENV)/bin/python
 
-.PHONY: test demo test-gpu test-torch bench lint env clean
+.PHONY: test demo test-gpu test-torch bench lint env clean vllm-contract
 
 # The simulated CUDA device takes the place of a real one, on a machine with a GPU too. Files are
 # divided among the cores, 8 at most: each process holds torch, and pinned memory is real.
@@ -41,6 +41,10 @@ lint:
 
 env:
 	@$(PYTHON) scripts/setup_env.py --venv $(VENV) $(if $(TORCH),--torch $(TORCH))
+
+# Reads the source of every supported vLLM and writes what the plugin needs of it.
+vllm-contract:
+	$(PYTHON) scripts/vllm_contract.py
 
 clean:
 	rm -rf build dist .venv .venv-* *.egg-info egm_alloc/_C*.so egm_alloc/_build_info.py egm_alloc/include
