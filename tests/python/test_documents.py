@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import egm_alloc
+from egm_alloc.vllm.settings import VARIABLES, from_environment
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -39,3 +40,11 @@ def test_public_functions_are_documented() -> None:
     for name in egm_alloc.__all__:
         if not name.startswith("_"):
             assert getattr(egm_alloc, name).__doc__, name
+
+
+def test_vllm_document_lists_every_setting_with_its_default() -> None:
+    text = (ROOT / "docs/vllm.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `(EGM_ALLOC_VLLM\w*)` \|([^|]*)\|", text, re.MULTILINE))
+    assert list(rows) == list(VARIABLES)
+    given = {name: default.strip(" `") for name, default in rows.items() if default.strip()}
+    assert from_environment(given) == from_environment({})
