@@ -51,6 +51,9 @@ def _free_everything() -> None:
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
+        # What libraries keep: products their workspaces, sharing what it lent.
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.ipc_collect()
         torch.cuda.empty_cache()
 
 

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from tests.simulator import Simulator
+from tests.simulator import Completed, Simulator
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -121,8 +122,13 @@ def test_attention_forward_and_backward_run(dtype: torch.dtype) -> None:
     assert query.grad is not None
 
 
-def test_ipc_handle_only_of_plain_device_memory() -> None:
-    from torch.multiprocessing import reductions
-
-    tensor = torch.ones(10, device="cuda")
-    assert reductions.reduce_tensor(tensor)
+def test_plain_device_memory_has_an_ipc_handle(fresh_process: Callable[..., Completed]) -> None:
+    # In a process of its own, because what is lent and never fetched stays.
+    done = fresh_process(
+        """
+        import torch
+        from torch.multiprocessing import reductions
+        print(len(reductions.reduce_tensor(torch.ones(10, device="cuda"))))
+        """
+    )
+    assert done.stdout == "2\n"
