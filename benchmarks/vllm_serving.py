@@ -41,6 +41,7 @@ class Engine:
             "model": options.model,
             "gpu_memory_utilization": options.utilization,
             "enforce_eager": options.eager,
+            "max_model_len": options.prompt + options.output,
             **({"attention_backend": options.attention} if options.attention else {}),
             **self.engine,
         }
