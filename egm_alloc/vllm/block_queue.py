@@ -7,10 +7,14 @@ in one block pool, and is made of two of them, so each part keeps vLLM's order.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 logger = logging.getLogger("vllm.egm_alloc")
+
+# At a load that HBM just holds, blocks of both kinds come and go in every step.
+_LEAST_SECONDS_BETWEEN_LINES = 10.0
 
 
 class HbmFirstQueue:
@@ -22,11 +26,9 @@ class HbmFirstQueue:
         vLLM's; its blocks move here, and it must not be used any more.
     hbm_blocks : int
         Blocks with ids below this one are in HBM.
-    extended_blocks : int
-        The number of blocks that are not.
     """
 
-    def __init__(self, queue: Any, hbm_blocks: int, extended_blocks: int) -> None:
+    def __init__(self, queue: Any, hbm_blocks: int) -> None:
         blocks = queue.get_all_free_blocks()
         for block in blocks:
             block.prev_free_block = block.next_free_block = None
@@ -34,10 +36,12 @@ class HbmFirstQueue:
         near = [block for block in blocks if block.block_id < hbm_blocks]
         far = [block for block in blocks if block.block_id >= hbm_blocks]
         self._hbm_blocks = hbm_blocks
-        self._extended_blocks = extended_blocks
         self._near = make(near)
         self._far = make(far)
+        # Blocks that were taken before, such as vLLM's null block, never come back.
+        self._most_far = self._far.num_free_blocks
         self._extended_in_use = False
+        self._last_line = -_LEAST_SECONDS_BETWEEN_LINES
 
     @property
     def num_free_blocks(self) -> int:
@@ -100,9 +104,13 @@ class HbmFirstQueue:
                 yield part, of_part
 
     def _say_if_changed(self) -> None:
-        in_use = self._far.num_free_blocks < self._extended_blocks
+        in_use = self._far.num_free_blocks < self._most_far
         if in_use == self._extended_in_use:
             return
+        now = time.monotonic()
+        if now - self._last_line < _LEAST_SECONDS_BETWEEN_LINES:
+            return  # said with the first change after that
+        self._last_line = now
         self._extended_in_use = in_use
         if in_use:
             logger.info("egm_alloc: HBM's KV blocks are all taken; extended ones are in use now")

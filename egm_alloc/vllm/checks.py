@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Any
 
 from egm_alloc import _C
 from egm_alloc.vllm.settings import BACKING, KV, WEIGHTS, Settings
+from egm_alloc.vllm.weights import moved_by_vllm
 
 _GIB = 1 << 30
 
@@ -29,6 +32,13 @@ def check(vllm_config: Any, settings: Settings) -> None:
         _check_kv_cache(vllm_config, settings)
     # The default bound is no wish of the user's: with sleep mode it steps aside.
     wants_weights = isinstance(settings.weights_hbm_bytes, int)
+    if wants_weights and moved_by_vllm(vllm_config):
+        raise ValueError(
+            f"{WEIGHTS} is set together with vLLM's own offloading of weights (cpu_offload_gb or "
+            "offload_group_size): both would move them. Unset one of them"
+        )
+    if settings.kv_bytes != 0 or wants_weights:
+        _check_ray(vllm_config.parallel_config)
     if (settings.kv_bytes != 0 or wants_weights) and _has_own_pool(vllm_config):
         name = KV if settings.kv_bytes != 0 else WEIGHTS
         raise ValueError(
@@ -44,6 +54,16 @@ def _has_own_pool(vllm_config: Any) -> bool:
         getattr(model, "enable_sleep_mode", False)
         or getattr(model, "enable_cumem_allocator", False)
     )
+
+
+def _check_ray(parallel: Any) -> None:
+    name = "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY"
+    copied = os.environ.get(name, "").split(",")
+    if parallel.distributed_executor_backend == "ray" and "EGM_ALLOC_" not in copied:
+        raise ValueError(
+            "the executor is Ray, whose workers do not get EGM_ALLOC_ variables: set "
+            f"{name}=EGM_ALLOC_, or use distributed_executor_backend='mp'"
+        )
 
 
 def _check_kv_cache(vllm_config: Any, settings: Settings) -> None:
@@ -77,20 +97,40 @@ def _check_kv_cache(vllm_config: Any, settings: Settings) -> None:
             f"{KV} is set together with enable_elastic_ep, which fixes the size of the KV cache "
             "elsewhere. Unset one of them"
         )
+    attention = getattr(vllm_config, "attention_config", None)
+    if getattr(attention, "hisparse_config", None) is not None:
+        raise ValueError(
+            f"{KV} is set together with hisparse_config, which has a pool of host blocks of its "
+            "own. Unset one of them"
+        )
+    ranks = max(1, getattr(parallel, "data_parallel_size_local", 1) or 1)
+    if settings.kv_bytes == "auto" and ranks > 1:
+        raise ValueError(
+            f"{KV} is 'auto' and data_parallel_size_local is {ranks}: each of them would take its "
+            "share of the whole host. Give a number of GiB for each GPU"
+        )
     if isinstance(settings.kv_bytes, int):
-        _check_host(settings.kv_bytes, parallel)
+        gpus = ranks * max(1, getattr(parallel, "local_world_size", 1))
+        _check_host(settings, settings.kv_bytes, gpus)
 
 
-def _check_host(kv_bytes: int, parallel: Any) -> None:
-    gpus = max(1, getattr(parallel, "local_world_size", 1))
+def _check_host(settings: Settings, kv_bytes: int, gpus: int) -> None:
+    """Refuse what the host does not even have; what can be had now is seen by each worker.
+
+    No CUDA call: this process of vLLM's may still fork.
+    """
+    has, what = _memory_total_bytes(), "the host"
     carveout = _C.egm_carveout()
-    if carveout is None:
-        found = _C.host_memory()
-        has, what = found["total_bytes"] - found["reserve_bytes"], "the host less its reserve"
-    else:
+    if carveout is not None and settings.backing in ("auto", "numa"):
         has, what = carveout, "the carve-out of Extended GPU Memory"
-    if kv_bytes * gpus > has:
+    if has is not None and kv_bytes * gpus > has:
         raise ValueError(
             f"{KV} is {kv_bytes / _GIB:g} on each of {gpus} GPUs, and {what} has "
             f"{has / _GIB:.1f} GiB in all; allowed: up to {has / gpus / _GIB:.1f}"
         )
+
+
+def _memory_total_bytes() -> int | None:
+    text = _C.read_kernel_file("/proc/meminfo") or ""
+    found = re.search(r"^MemTotal: *(\d+) kB$", text, re.MULTILINE)
+    return int(found[1]) << 10 if found else None

@@ -69,14 +69,18 @@ KV_CACHE = (
     Need(
         "vllm.v1.engine.core:EngineCore.__init__",
         ("self", "vllm_config"),
-        ("scheduler", "available_gpu_memory_for_kv_cache"),
+        ("load_general_plugins", "_initialize_kv_caches", "kv_cache_config"),
     ),
     Need(
         "vllm.v1.engine.core:EngineCore._initialize_kv_caches",
         ("self",),
-        ("available_gpu_memory_for_kv_cache", "determine_available_memory"),
+        ("model_executor", "determine_available_memory", "initialize_from_config"),
     ),
-    Need("vllm.v1.core.sched.scheduler:Scheduler.__init__", (), ("kv_cache_config",)),
+    Need(
+        "vllm.v1.core.sched.scheduler:Scheduler.__init__",
+        ("kv_cache_config",),
+        ("kv_cache_config", "kv_cache_manager"),
+    ),
     Need("vllm.v1.core.kv_cache_manager:KVCacheManager.__init__", (), ("block_pool",)),
     Need("vllm.v1.core.block_pool:BlockPool.__init__", (), ("free_block_queue",)),
     Need(

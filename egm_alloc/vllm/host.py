@@ -57,7 +57,7 @@ def kv_bytes(worker: Any, settings: Settings) -> int:
     spare = found["available_bytes"] - found["reserve_bytes"] - booked["promised_bytes"]
     spare -= booked["others_promised_bytes"] + booked["others_pending_bytes"]
     carveout = _C.egm_carveout()
-    if suits == "numa" and carveout is not None:
+    if carveout is not None and settings.backing in ("auto", "numa"):
         spare = carveout
     gpus = max(1, worker.parallel_config.local_world_size)
     return _least(max(0, spare) // 2 // gpus // _GIB * _GIB)

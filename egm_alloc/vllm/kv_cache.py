@@ -25,26 +25,6 @@ _PAGE = 2 << 20
 _MOST_CHUNKS = 1024
 
 
-class KVBytes(int):
-    """What a worker answers for its KV cache: the bytes, and how many of them are extended.
-
-    vLLM wants one int from each worker. This one carries the second number into the engine core,
-    which must know the boundary too.
-    """
-
-    extended: int
-
-    def __new__(cls, total: int, extended: int) -> KVBytes:
-        """Return the number of all bytes, `extended` of which are not in HBM."""
-        self = super().__new__(cls, total)
-        self.extended = extended
-        return self
-
-    def __reduce__(self) -> tuple[type[KVBytes], tuple[int, int]]:
-        """Keep both numbers on the way to another process."""
-        return KVBytes, (int(self), self.extended)
-
-
 def _backings(config: Any) -> list[int]:
     """Return the size in bytes of each allocation of the KV cache; packed layers share one."""
     packed = [t.size for t in config.kv_cache_tensors if getattr(t, "block_stride", 0) > 0]
@@ -156,7 +136,7 @@ class Placement(TorchFunctionMode):
         size = args[0] if func is torch.zeros and len(args) == 1 else None
         if not isinstance(size, int) or kwargs.get("dtype") is not torch.int8:
             return func(*args, **kwargs)
-        device = torch.device(kwargs.get("device") or "cpu")
+        device = torch.device(kwargs.get("device") or torch.get_default_device())
         if device.type != "cuda" or self._missing[size] == 0:
             return func(*args, **kwargs)
         self._missing[size] -= 1
@@ -198,6 +178,18 @@ def make_managed(size: int, device: torch.device, boundary: Boundary) -> torch.T
     return tensor.zero_()
 
 
+def idle_bytes(device: int) -> int:
+    """Return the extended memory that torch holds and no tensor uses.
+
+    vLLM subtracts all that torch holds from what is in use on the GPU, and adds what tensors use,
+    so this much it takes for HBM that is free.
+    """
+    return sum(
+        backing.reserved_bytes - backing.allocated_bytes
+        for backing in egm_alloc.stats(device).extended.values()
+    )
+
+
 def check_heads(tensors: Sequence[torch.Tensor], boundary: Boundary) -> None:
     """Ask the driver whether the blocks that should be in HBM are there.
 
@@ -219,7 +211,7 @@ def check_heads(tensors: Sequence[torch.Tensor], boundary: Boundary) -> None:
         if egm_alloc.info(tensor).backing == "managed":
             wrong = egm_alloc.residency(head).host_bytes
         else:
-            pages = range(0, head.numel(), _PAGE)
+            pages = [*range(0, head.numel(), _PAGE), *([head.numel() - 1] if head.numel() else [])]
             on_device = (
                 egm_alloc.residency(head[at : at + 1]).memory_type == "device" for at in pages
             )

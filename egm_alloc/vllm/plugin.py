@@ -84,7 +84,9 @@ KV_CACHE = Part(
             steps.determine_available_memory,
         ),
         _ALLOCATE,
-        Patch("vllm.v1.engine.core:EngineCore.__init__", steps.initialize_engine_core),
+        # EngineCore loads the plugins from its __init__, so only what that calls can be replaced.
+        Patch("vllm.v1.engine.core:EngineCore._initialize_kv_caches", steps.initialize_kv_caches),
+        Patch("vllm.v1.core.sched.scheduler:Scheduler.__init__", steps.initialize_scheduler),
     ),
 )
 
@@ -133,4 +135,7 @@ def _install_part(part: Part, version: str, allow_untested: bool) -> bool:
         return False
     for patch in part.patches:
         patch.apply()
+    if part is KV_CACHE:
+        worker = importlib.import_module("vllm.v1.worker.gpu_worker").Worker
+        worker.egm_alloc_extended_kv_bytes = steps.extended_kv_bytes
     return True

@@ -17,7 +17,7 @@ import egm_alloc
 from egm_alloc.vllm import host, kv_cache, report, weights
 from egm_alloc.vllm.block_queue import HbmFirstQueue
 from egm_alloc.vllm.checks import check
-from egm_alloc.vllm.settings import Settings, from_environment
+from egm_alloc.vllm.settings import KV, Settings, from_environment
 
 logger = logging.getLogger("vllm.egm_alloc")
 
@@ -46,6 +46,8 @@ def load_model(worker: Any, step: Step, *rest: Any, **options: Any) -> Any:
     """Load the weights, into HBM up to the bound and into host memory beyond it."""
     state = _state_of(worker)
     bound = state.settings.weights_hbm_bytes
+    if bound == "auto" and weights.moved_by_vllm(worker.vllm_config):
+        bound = None
     if bound is None:
         return step(*rest, **options)
     if bound == "auto":
@@ -56,49 +58,65 @@ def load_model(worker: Any, step: Step, *rest: Any, **options: Any) -> Any:
         return step(*rest, **options)
 
 
-def determine_available_memory(worker: Any, step: Step) -> int:
+def determine_available_memory(worker: Any, step: Step, *rest: Any, **options: Any) -> int:
     """Add the extended memory to what vLLM found for the KV cache in HBM."""
     state = _state_of(worker)
-    in_hbm = int(step())
-    if in_hbm < 0:
-        return in_hbm  # not even the activations fit: vLLM's own error follows
-    state.kv_bytes = host.kv_bytes(worker, state.settings)
-    return kv_cache.KVBytes(in_hbm + state.kv_bytes, state.kv_bytes)
+    in_hbm = int(step(*rest, **options))
+    if not worker.cache_config.kv_cache_memory_bytes:
+        in_hbm -= kv_cache.idle_bytes(worker.device.index)
+    state.kv_bytes = host.kv_bytes(worker, state.settings)  # all workers meet in it
+    # Without room in HBM not even the activations fit: vLLM's own error follows.
+    return in_hbm + state.kv_bytes if in_hbm > 0 else in_hbm
 
 
-def initialize_from_config(worker: Any, step: Step, kv_cache_config: Any) -> None:
+def initialize_from_config(
+    worker: Any, step: Step, kv_cache_config: Any, *rest: Any, **options: Any
+) -> None:
     """Allocate the KV cache, its first blocks in HBM, and say what it costs."""
     state = _state_of(worker)
     boundary = kv_cache.find_boundary(kv_cache_config, state.kv_bytes)
+    tensors: list[torch.Tensor] = []
     if boundary.extended_blocks == 0:
-        step(kv_cache_config)
-        tensors = []
+        step(kv_cache_config, *rest, **options)
     else:
         make = host.kv_maker(state.settings, worker.device.index)
         with kv_cache.Placement(kv_cache_config, boundary, make) as placement:
-            step(kv_cache_config)
+            step(kv_cache_config, *rest, **options)
         tensors = placement.tensors
         kv_cache.check_layout(worker.model_runner.kv_caches, tensors, boundary)
         kv_cache.check_heads(tensors, boundary)
-    report.log_costs(worker, boundary, tensors)
+    try:
+        report.log_costs(worker, kv_cache_config, boundary, tensors)
+    except Exception:  # a report must not end a start that went well
+        logger.exception("egm_alloc: what this start costs could not be found out")
 
 
-def order_blocks(core: Any) -> None:
-    """Have the scheduler of an engine core hand out the blocks in HBM first."""
-    extended = getattr(core.available_gpu_memory_for_kv_cache, "extended", 0)
-    boundary = kv_cache.find_boundary(core.scheduler.kv_cache_config, extended)
-    if boundary.extended_blocks == 0:
-        return
-    pool = core.scheduler.kv_cache_manager.block_pool
-    pool.free_block_queue = HbmFirstQueue(
-        pool.free_block_queue, boundary.hbm_blocks, boundary.extended_blocks
-    )
+def extended_kv_bytes(worker: Any) -> int:
+    """Return what a worker added to the KV cache; the engine core asks each."""
+    return _state_of(worker).kv_bytes
 
 
-def initialize_engine_core(core: Any, step: Step, *rest: Any, **options: Any) -> None:
-    """Make an engine core, and order its blocks."""
+def initialize_kv_caches(core: Any, step: Step, *rest: Any, **options: Any) -> Any:
+    """Have the workers allocate the KV cache, and note the boundary for the scheduler."""
+    config = step(*rest, **options)
+    extended = set(core.model_executor.collective_rpc("egm_alloc_extended_kv_bytes"))
+    if len(extended) > 1:
+        raise RuntimeError(
+            f"egm_alloc: the workers extended their KV caches by different sizes "
+            f"({sorted(extended)} bytes), so there is no common boundary: set {KV} alike for all"
+        )
+    config.egm_alloc_boundary = kv_cache.find_boundary(config, max(extended, default=0))
+    return config
+
+
+def initialize_scheduler(scheduler: Any, step: Step, *rest: Any, **options: Any) -> None:
+    """Make a scheduler, and have it hand out the blocks in HBM first."""
     step(*rest, **options)
-    order_blocks(core)
+    boundary = getattr(scheduler.kv_cache_config, "egm_alloc_boundary", None)
+    if boundary is None or boundary.extended_blocks == 0:
+        return
+    pool = scheduler.kv_cache_manager.block_pool
+    pool.free_block_queue = HbmFirstQueue(pool.free_block_queue, boundary.hbm_blocks)
 
 
 def _state_of(worker: Any) -> _State:
@@ -109,6 +127,7 @@ def _state_of(worker: Any) -> _State:
         # Phases place tensors, sizes do not; and what HBM cannot hold is vLLM's to know.
         egm_alloc.enable(
             threshold_gib=_NEVER_GIB,
+            limit_gib=None,
             device="all",
             mode="tiered",
             preferred_location="host",

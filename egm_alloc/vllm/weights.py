@@ -22,12 +22,23 @@ _FACTORIES = frozenset(
         torch.rand,
         torch.randn,
         torch.arange,
+        torch.empty_like,
+        torch.zeros_like,
+        torch.ones_like,
+        torch.full_like,
+        torch.rand_like,
+        torch.randn_like,
     )
 )
+# Calls that may move a tensor to the GPU, and make as large a one there.
+_MOVES = frozenset((torch.Tensor.to, torch.Tensor.cuda))
 
 
 class Placement(TorchFunctionMode):
     """Within the block, tensors are made in HBM while the bound allows it, else on the host.
+
+    Tensors below 1 MiB are made in HBM in any case, as `egm_alloc.place` does, and so is a tensor
+    computed from others if the last one before it was still within the bound.
 
     Parameters
     ----------
@@ -44,6 +55,7 @@ class Placement(TorchFunctionMode):
         self._most = self._in_hbm(device) + hbm_bytes
         self._backing = backing
         self._device = device
+        self._over = hbm_bytes == 0
 
     @staticmethod
     def _in_hbm(device: int) -> int:
@@ -58,24 +70,46 @@ class Placement(TorchFunctionMode):
     ) -> Any:
         """Call a function with its results where they belong."""
         kwargs = kwargs or {}
-        size = 0
-        if func in _FACTORIES:
-            if torch.device(kwargs.get("device") or "cpu").type != "cuda":
-                return func(*args, **kwargs)
-            unpinned = {name: value for name, value in kwargs.items() if name != "pin_memory"}
-            size = func(*args, **{**unpinned, "device": "meta"}).nbytes
-        if self._in_hbm(self._device) + size <= self._most:
+        if not torch.compiler.is_compiling():
+            size = _size_on_gpu(func, args, kwargs)
+            if size is not None:
+                self._over = self._in_hbm(self._device) + size > self._most
+        if not self._over:
             return func(*args, **kwargs)
         with egm_alloc.place(self._backing, tag="weights"):
             return func(*args, **kwargs)
 
 
+def _size_on_gpu(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> int | None:
+    """Return the size in bytes of what a call will make on the GPU; None if it cannot be told."""
+    if func in _MOVES:
+        return int(args[0].nbytes) if isinstance(args[0], torch.Tensor) else None
+    if func not in _FACTORIES:
+        return None
+    like = args[0].device if args and isinstance(args[0], torch.Tensor) else None
+    device = kwargs.get("device") or like or torch.get_default_device()
+    if torch.device(device).type != "cuda":
+        return None
+    unpinned = {name: value for name, value in kwargs.items() if name != "pin_memory"}
+    made: torch.Tensor = func(*args, **{**unpinned, "device": "meta"})
+    return int(made.nbytes)
+
+
+def moved_by_vllm(vllm_config: Any) -> bool:
+    """Return whether vLLM itself is told to keep weights on the host."""
+    offload = getattr(vllm_config, "offload_config", None)
+    uva, prefetch = getattr(offload, "uva", None), getattr(offload, "prefetch", None)
+    return bool(getattr(uva, "cpu_offload_gb", 0) or getattr(prefetch, "offload_group_size", 0))
+
+
 def default_hbm_bytes(vllm_config: Any, requested: int, extended_kv: bool) -> int:
     """Return the HBM that weights may take if nobody says: what vLLM may use, less what it needs.
 
-    Left out are estimates of the activations of one full step, of a tenth for everything else and,
-    without an extended KV cache, of the KV cache of one sequence of the greatest length. A model
-    that leaves this much free is not touched.
+    Left out are estimates of the activations and logits of one full step and, without an extended
+    KV cache, of the KV cache of one sequence of the greatest length, or of an eighth of all if
+    that is less. A model that leaves this much free is not touched.
 
     Parameters
     ----------
@@ -96,8 +130,11 @@ def default_hbm_bytes(vllm_config: Any, requested: int, extended_kv: bool) -> in
     # A layer's inputs, outputs and its wider inner ones, twice; and a step's logits in 32 bits.
     activations = tokens * model.get_hidden_size() * 16 * 2
     logits = scheduler.max_num_seqs * model.get_vocab_size() * 4 * 2
-    sequence = 0 if extended_kv else kv_bytes_per_token(vllm_config) * model.max_model_len
-    return max(0, int(requested - requested // 10 - activations - logits - sequence))
+    sequence = 0
+    # vLLM fits a length of -1 to the KV cache that it finds.
+    if not extended_kv and getattr(model, "original_max_model_len", None) != -1:
+        sequence = min(kv_bytes_per_token(vllm_config) * model.max_model_len, requested // 8)
+    return max(0, int(requested - activations - logits - sequence))
 
 
 def kv_bytes_per_token(vllm_config: Any) -> int:

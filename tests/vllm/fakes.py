@@ -27,6 +27,9 @@ class Config:
 
     num_blocks: int
     kv_cache_tensors: list[Tensor]
+    kv_cache_groups: list[Any] = field(
+        default_factory=lambda: [SimpleNamespace(kv_cache_spec=SimpleNamespace(block_size=16))]
+    )
 
 
 def config_of(num_blocks: int, page_bytes: int, layers: int = 2) -> Config:
@@ -50,13 +53,21 @@ def vllm_config(**changes: Any) -> Any:
             get_head_size=lambda: 128,
         ),
         cache_config=SimpleNamespace(
-            num_gpu_blocks_override=None, cache_dtype="auto", block_size=16
+            num_gpu_blocks_override=None, cache_dtype="auto", kv_cache_memory_bytes=None
         ),
         parallel_config=SimpleNamespace(
-            pipeline_parallel_size=1, local_world_size=1, enable_elastic_ep=False
+            pipeline_parallel_size=1,
+            local_world_size=1,
+            data_parallel_size_local=1,
+            enable_elastic_ep=False,
+            distributed_executor_backend="mp",
         ),
         scheduler_config=SimpleNamespace(max_num_batched_tokens=2048, max_num_seqs=256),
         kv_transfer_config=None,
+        offload_config=SimpleNamespace(
+            uva=SimpleNamespace(cpu_offload_gb=0), prefetch=SimpleNamespace(offload_group_size=0)
+        ),
+        attention_config=SimpleNamespace(hisparse_config=None),
     )
     for name, value in changes.items():
         part, _, attribute = name.partition("__")

@@ -69,7 +69,7 @@ def ids(blocks: list[Block]) -> list[int]:
 
 
 def queue_of(blocks: list[Block]) -> HbmFirstQueue:
-    return HbmFirstQueue(Queue(blocks), H, N - H)
+    return HbmFirstQueue(Queue(blocks), H)
 
 
 class Machine(RuleBasedStateMachine):
@@ -150,15 +150,43 @@ def test_queue_of_a_pool_whose_null_block_was_taken_keeps_it_out() -> None:
     assert queue.num_free_blocks == N - 1
 
 
-def test_change_between_the_tiers_is_one_line_each(caplog: pytest.LogCaptureFixture) -> None:
+def test_change_between_the_tiers_is_one_line_each(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
     queue = queue_of([Block(i) for i in range(N)])
     with caplog.at_level("INFO", logger="vllm.egm_alloc"):
         near = queue.popleft_n(H)
         assert caplog.messages == []
         far = queue.popleft_n(2)
         queue.append_n(near)
+        clock[0] += 60
         queue.append(far[0])
         assert len(caplog.messages) == 1
         queue.prepend_n([far[1]])
     assert ["extended ones are in use now" in m for m in caplog.messages] == [True, False]
     assert "no extended KV block is in use any more" in caplog.messages[1]
+
+
+def test_blocks_that_come_and_go_do_not_flood_the_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    queue = queue_of([Block(i) for i in range(N)])
+    queue.popleft_n(H)
+    with caplog.at_level("INFO", logger="vllm.egm_alloc"):
+        for _ in range(1000):
+            queue.append(queue.popleft())
+            clock[0] += 0.01
+    assert len(caplog.messages) <= 3
+
+
+def test_extended_block_that_was_taken_before_is_not_in_use(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    queue = HbmFirstQueue(Queue([Block(i) for i in range(1, N)]), 0)
+    with caplog.at_level("INFO", logger="vllm.egm_alloc"):
+        queue.append_n([])
+    assert caplog.messages == []

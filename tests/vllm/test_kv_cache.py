@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import pytest
 import torch
 from hypothesis import given
@@ -11,16 +9,10 @@ from hypothesis import strategies as st
 
 import egm_alloc
 from egm_alloc.vllm import host, kv_cache, steps
-from egm_alloc.vllm.kv_cache import Boundary, KVBytes, Placement, find_boundary
+from egm_alloc.vllm.kv_cache import Boundary, Placement, find_boundary
 from egm_alloc.vllm.settings import Settings
 from tests.simulator import sim
 from tests.vllm.fakes import GIB, MIB, Config, Runner, Tensor, Worker, config_of
-
-
-def test_answer_of_a_worker_keeps_both_numbers_on_its_way() -> None:
-    answer = pickle.loads(pickle.dumps([KVBytes(5 * GIB, 2 * GIB)]))[0]
-    assert answer == 5 * GIB
-    assert answer.extended == 2 * GIB
 
 
 @given(
@@ -142,7 +134,8 @@ def test_kv_cache_goes_as_far_beyond_hbm_as_the_setting_says(
     config = config_of(available // (2 * MIB), page_bytes=MIB)
     with caplog.at_level("INFO", logger="vllm.egm_alloc"):
         steps.initialize_from_config(worker, worker.initialize_from_config, config)
-    boundary = find_boundary(config, available.extended)  # type: ignore[attr-defined]
+    assert steps.extended_kv_bytes(worker) == 128 * MIB
+    boundary = find_boundary(config, 128 * MIB)
     assert 0 < boundary.hbm_blocks < 64
     assert f"({boundary.hbm_blocks} blocks, {boundary.hbm_blocks * 16} tokens)" in caplog.text
     assert "link: the GPU reads host memory at" in caplog.text
@@ -162,8 +155,49 @@ def test_without_the_setting_the_kv_cache_is_vllms() -> None:
 def test_activations_that_do_not_fit_stay_vllms_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EGM_ALLOC_VLLM_KV_GIB", "1")
     worker = Worker()
-    worker.in_hbm = -MIB
-    assert steps.determine_available_memory(worker, worker.determine_available_memory) == -MIB
+    for worker.in_hbm in (-MIB, 0):
+        available = steps.determine_available_memory(worker, worker.determine_available_memory)
+        assert available == worker.in_hbm
+
+
+@pytest.mark.simulated
+def test_a_report_that_fails_does_not_end_the_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("EGM_ALLOC_VLLM_KV_GIB", "0.125")
+    worker = Worker()
+    del worker.model_runner.model_memory_usage
+    steps.determine_available_memory(worker, worker.determine_available_memory)
+    config = config_of(128, page_bytes=MIB)
+    steps.initialize_from_config(worker, worker.initialize_from_config, config)
+    assert len(worker.model_runner.kv_caches) == 2
+    assert "what this start costs could not be found out" in caplog.text
+
+
+@pytest.mark.simulated
+def test_tokens_are_not_said_where_layers_of_several_kinds_share_blocks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("EGM_ALLOC_VLLM_KV_GIB", "0.125")
+    worker = Worker()
+    steps.determine_available_memory(worker, worker.determine_available_memory)
+    config = config_of(128, page_bytes=MIB)
+    config.kv_cache_groups *= 2
+    with caplog.at_level("INFO", logger="vllm.egm_alloc"):
+        steps.initialize_from_config(worker, worker.initialize_from_config, config)
+    assert "blocks)" in caplog.text
+    assert "tokens" not in caplog.text
+
+
+@pytest.mark.simulated
+def test_last_byte_of_the_head_is_asked_for_too() -> None:
+    egm_alloc.enable(threshold_gib=1 << 30, spill=False)
+    with egm_alloc.place("split", device_fraction=0.5):
+        tensor = torch.empty(64 * MIB, dtype=torch.int8, device="cuda")[MIB:]
+    boundary = Boundary(63, 32, MIB)  # ends 1 MiB within the first chunk on the host
+    with pytest.raises(RuntimeError, match="are not in HBM"):
+        kv_cache.check_heads([tensor], boundary)
+    kv_cache.check_heads([tensor], Boundary(63, 31, MIB))
 
 
 @pytest.mark.simulated

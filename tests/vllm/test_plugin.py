@@ -71,34 +71,40 @@ SOURCES = {
     "vllm/v1/engine/__init__.py": "",
     "vllm/v1/engine/core.py": """
         from types import SimpleNamespace
+        from egm_alloc_vllm import register as load_general_plugins
         from tests.vllm.fakes import MIB, config_of
-        from tests.vllm.test_block_queue import Block, Queue
-        from vllm.v1.worker.gpu_worker import Worker
         class EngineCore:
             def __init__(self, vllm_config):
-                self.available_gpu_memory_for_kv_cache = -1
+                load_general_plugins()
+                from vllm.v1.core.sched.scheduler import Scheduler
+                from vllm.v1.worker.gpu_worker import Worker
                 self.worker = Worker(vllm_config)
-                config = self._initialize_kv_caches()
-                blocks = [Block(i) for i in range(config.num_blocks)]
-                pool = SimpleNamespace(free_block_queue=Queue(blocks))
-                self.scheduler = SimpleNamespace(
-                    kv_cache_config=config, kv_cache_manager=SimpleNamespace(block_pool=pool)
+                self.model_executor = SimpleNamespace(
+                    determine_available_memory=lambda: [self.worker.determine_available_memory()],
+                    initialize_from_config=lambda all: self.worker.initialize_from_config(all[0]),
+                    collective_rpc=lambda name: [getattr(self.worker, name)()],
                 )
-            def _initialize_kv_caches(self):
+                kv_cache_config = self._initialize_kv_caches(vllm_config)
+                self.scheduler = Scheduler(kv_cache_config=kv_cache_config)
+            def _initialize_kv_caches(self, vllm_config):
                 self.worker.load_model()
                 self.worker.in_hbm = 128 * MIB
-                available = self.worker.determine_available_memory()
-                self.available_gpu_memory_for_kv_cache = available
+                (available,) = self.model_executor.determine_available_memory()
                 config = config_of(available // (2 * MIB), MIB)
-                self.worker.initialize_from_config(config)
+                self.model_executor.initialize_from_config([config])
                 return config
         """,
     "vllm/v1/core/__init__.py": "",
     "vllm/v1/core/sched/__init__.py": "",
     "vllm/v1/core/sched/scheduler.py": """
+        from types import SimpleNamespace
+        from tests.vllm.test_block_queue import Block, Queue
         class Scheduler:
             def __init__(self, kv_cache_config):
                 self.kv_cache_config = kv_cache_config
+                blocks = [Block(i) for i in range(kv_cache_config.num_blocks)]
+                pool = SimpleNamespace(free_block_queue=Queue(blocks))
+                self.kv_cache_manager = SimpleNamespace(block_pool=pool)
         """,
     "vllm/v1/core/kv_cache_manager.py": """
         class KVCacheManager:
@@ -130,19 +136,21 @@ egm_alloc_vllm.register()
 egm_alloc_vllm.register()
 """
 
-RUN = (
-    START
-    + """
-import egm_alloc
-from vllm.engine.arg_utils import EngineArgs
+# As in an engine core's own process, which loads the plugins in the midst of its __init__.
+SERVE = """
 from vllm.v1.engine.core import EngineCore
-core = EngineCore(EngineArgs().create_engine_config())
+from tests.vllm.fakes import vllm_config
+core = EngineCore(vllm_config())
+import egm_alloc
 queue = core.scheduler.kv_cache_manager.block_pool.free_block_queue
 print(type(queue).__name__, queue.num_free_blocks)
 caches = core.worker.model_runner.kv_caches
 print(*sorted({egm_alloc.info(cache).backing or "-" for cache in caches}))
 """
-)
+
+# As in the front end, with the engine core in the same process.
+CONFIGURE = "from vllm.engine.arg_utils import EngineArgs; EngineArgs().create_engine_config()"
+RUN = START + CONFIGURE + SERVE
 
 
 @pytest.fixture
@@ -200,8 +208,9 @@ def test_configured_the_allocator_waits_for_the_workers(vllm: Path) -> None:
 
 
 @pytest.mark.simulated
-def test_configured_the_kv_cache_is_placed_and_ordered(vllm: Path) -> None:
-    done = run(vllm, RUN, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)
+@pytest.mark.parametrize("script", [RUN, SERVE], ids=["in process", "process of its own"])
+def test_configured_the_kv_cache_is_placed_and_ordered(vllm: Path, script: str) -> None:
+    done = run(vllm, script, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["HbmFirstQueue", "128", "split"], done.stderr
 

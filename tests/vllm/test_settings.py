@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from egm_alloc.environment import unknown_variables
 from egm_alloc.vllm.checks import check
 from egm_alloc.vllm.settings import VARIABLES, Settings, from_environment
+from tests.simulator import sim
 from tests.vllm.fakes import GIB, vllm_config
 
 
@@ -81,6 +83,15 @@ def test_settings_of_the_plugin_are_no_typos_of_the_package() -> None:
         (Settings(kv_bytes=GIB), {"parallel__pipeline_parallel_size": 2}, "pipeline_parallel_size"),
         (Settings(kv_bytes=GIB), {"kv_transfer_config": object()}, "KV connector"),
         (Settings(kv_bytes=GIB), {"parallel__enable_elastic_ep": True}, "enable_elastic_ep"),
+        (Settings(kv_bytes=GIB), {"parallel__distributed_executor_backend": "ray"}, "Ray"),
+        (Settings(weights_hbm_bytes=0), {"parallel__distributed_executor_backend": "ray"}, "Ray"),
+        (Settings(kv_bytes="auto"), {"parallel__data_parallel_size_local": 2}, "KV_GIB is 'auto'"),
+        (Settings(kv_bytes=GIB), {"attention__hisparse_config": object()}, "hisparse_config"),
+        (
+            Settings(weights_hbm_bytes=0),
+            {"offload_config": SimpleNamespace(uva=SimpleNamespace(cpu_offload_gb=1))},
+            "vLLM's own offloading",
+        ),
     ],
 )
 def test_what_cannot_go_together_is_refused(
@@ -92,9 +103,18 @@ def test_what_cannot_go_together_is_refused(
         check(vllm_config(**changes), settings)
 
 
+def test_ray_that_copies_the_settings_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY", "MY_,EGM_ALLOC_")
+    check(vllm_config(parallel__distributed_executor_backend="ray"), Settings(kv_bytes=GIB))
+
+
 @pytest.mark.simulated
-def test_more_than_the_host_has_is_refused_before_anything_is_loaded() -> None:
+def test_more_than_the_host_has_is_refused_without_a_cuda_call() -> None:
     two = vllm_config(parallel__local_world_size=2)
-    check(two, Settings(kv_bytes=100 * GIB))
-    with pytest.raises(ValueError, match=r"KV_GIB is 300 on each of 2 GPUs, .* allowed: up to 24"):
-        check(two, Settings(kv_bytes=300 * GIB))
+    ranks = vllm_config(parallel__data_parallel_size_local=2)
+    with sim.call_log() as log:
+        check(two, Settings(kv_bytes=100 * GIB))
+        for config in (two, ranks):
+            with pytest.raises(ValueError, match=r"KV_GIB is 300 on each of 2 GPUs, .* up to 25"):
+                check(config, Settings(kv_bytes=300 * GIB))
+    assert log.names == []  # whoever checks may fork afterwards

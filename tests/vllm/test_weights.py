@@ -23,6 +23,8 @@ FACTORIES: list[Callable[..., torch.Tensor]] = [
     lambda **options: torch.randn(2 * MIB, **options),
     lambda **options: torch.empty_strided((2, MIB), (MIB, 1), dtype=torch.float32, **options),
     lambda **options: torch.arange(MIB, dtype=torch.int64, **options),
+    lambda **options: torch.zeros_like(torch.empty(8 * MIB, dtype=torch.int8), **options),
+    lambda **options: torch.ones(2 * MIB, dtype=torch.int32).to(**(options or {"device": "cpu"})),
 ]
 
 
@@ -52,20 +54,14 @@ def test_room_that_is_given_back_is_used_again() -> None:
     assert egm_alloc.info(second).tier == "device"
 
 
-def test_tensors_made_from_others_count_too() -> None:
+def test_tensor_computed_from_others_goes_where_the_last_one_went() -> None:
     with Placement(8 * MIB, "pinned", 0):
         first = FACTORIES[0](device="cuda")
-        small = torch.empty(2 * MIB, dtype=torch.uint8, device="cuda")  # over: on the host
-        packed = torch.cat([small, small])
-    assert egm_alloc.info(first).tier == "device"
-    assert egm_alloc.info(small).tier == "extended"
-    assert egm_alloc.info(packed).tier == "device"  # HBM itself is not over the bound
-    with Placement(0, "pinned", 0):
-        grown = FACTORIES[0](device="cuda").to(torch.int16)
-        held = torch.empty(MIB // 2, dtype=torch.uint8, device="cuda")
-        copied = grown.clone()
-    assert held is not None
-    assert egm_alloc.info(copied).tier == "extended"
+        within = first.clone()  # the one that may exceed the bound
+        second = FACTORIES[0](device="cuda")
+        beyond = torch.cat([second, second])
+    tiers = [egm_alloc.info(tensor).tier for tensor in (first, within, second, beyond)]
+    assert tiers == ["device", "device", "extended", "extended"]
 
 
 def test_model_beyond_the_bound_is_loaded_and_one_within_it_is_untouched(
@@ -102,18 +98,62 @@ def test_weights_backing_is_the_settings(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_books_of_vllm_give_the_same_kv_budget_with_weights_on_the_host() -> None:
     """vLLM: budget = requested - (used - reserved) - allocated by the weights - peak (0 here)."""
 
-    def budget(bound: int) -> int:
+    def budget(bound: int, weight_bytes: int) -> int:
         torch.cuda.empty_cache()
         before = sim.hbm()["taken"] - torch.cuda.memory_reserved()
-        runner = Runner(torch.device("cuda:0"), weight_bytes=32 * MIB, layers=4)
+        worker = Worker(runner=Runner(torch.device("cuda:0"), weight_bytes, layers=4))
         with Placement(bound, "pinned", 0):
-            runner.load_model()
+            worker.load_model()
+        torch.cuda.empty_cache()
         other = sim.hbm()["taken"] - torch.cuda.memory_reserved() - before
-        return 1 * GIB - other - runner.model_memory_usage
+        worker.in_hbm = GIB - other - worker.model_runner.model_memory_usage
+        return steps.determine_available_memory(worker, worker.determine_available_memory)
 
-    assert budget(GIB) == GIB - 128 * MIB
-    assert budget(32 * MIB) == GIB - 32 * MIB
-    assert budget(0) == GIB
+    for weight_bytes in (32 * MIB, 8 * MIB + 512, 13 * MIB):
+        assert budget(GIB, weight_bytes) >= GIB - 4 * weight_bytes - 32 * MIB
+        assert budget(weight_bytes, weight_bytes) <= GIB - weight_bytes
+        assert budget(0, weight_bytes) == GIB
+
+
+def test_weights_that_vllm_moves_itself_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = vllm_config()
+    config.offload_config.uva.cpu_offload_gb = 1
+    monkeypatch.setattr(weights, "default_hbm_bytes", lambda *_: 0)
+    worker = Worker(config, Runner(torch.device("cuda:0"), weight_bytes=8 * MIB, layers=1))
+    steps.load_model(worker, worker.load_model)
+    (weight,) = worker.model_runner.model.parameters()
+    assert egm_alloc.info(weight).tier == "device"
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16])
+def test_link_is_measured_on_weights_of_any_type_and_layout(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB", "0")
+    worker = Worker()
+
+    def load() -> None:
+        weight = torch.empty(2 * MIB, 8, dtype=dtype, device="cuda").t()
+        worker.model_runner.model.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+    steps.load_model(worker, load)
+    with caplog.at_level("INFO", logger="vllm.egm_alloc"):
+        steps.initialize_from_config(worker, worker.initialize_from_config, config_of(64, MIB))
+    assert "link: the GPU reads host memory at" in caplog.text
+    assert "cost: each step reads the weights on the host" in caplog.text
+
+
+def test_host_memory_that_is_no_parameter_is_reported_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB", "0")
+    worker = Worker()
+    held: list[torch.Tensor] = []
+    steps.load_model(worker, lambda: held.append(torch.empty(8 * MIB, device="cuda")))
+    with caplog.at_level("INFO", logger="vllm.egm_alloc"):
+        steps.initialize_from_config(worker, worker.initialize_from_config, config_of(64, MIB))
+    assert "0.03 GiB on the host" in caplog.text
+    assert "could not be found out" not in caplog.text
 
 
 def test_default_bound_leaves_room_for_activations_and_a_sequence() -> None:
@@ -123,7 +163,11 @@ def test_default_bound_leaves_room_for_activations_and_a_sequence() -> None:
     whole = default_hbm_bytes(config, 80 * GIB, extended_kv=True)
     less = default_hbm_bytes(config, 80 * GIB, extended_kv=False)
     assert whole - less == 4096 * per_token
-    assert 70 * GIB < whole < 72 * GIB
+    assert 79 * GIB < whole < 80 * GIB
     assert default_hbm_bytes(config, MIB, extended_kv=False) == 0
+    config.model_config.max_model_len = 1 << 30  # more than HBM anyway
+    assert default_hbm_bytes(config, 80 * GIB, extended_kv=False) == whole - 10 * GIB
+    config.model_config.original_max_model_len = -1  # vLLM makes it fit
+    assert default_hbm_bytes(config, 80 * GIB, extended_kv=False) == whole
     config.cache_config.cache_dtype = "fp8_e5m2"
-    assert weights.kv_bytes_per_token(config) == per_token // 2
+    assert kv_bytes_per_token(config) == per_token // 2

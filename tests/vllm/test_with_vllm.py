@@ -26,7 +26,7 @@ def pool() -> Any:
     from vllm.v1.core.block_pool import BlockPool
 
     pool = BlockPool(N, enable_caching=True, hash_block_size=16)
-    pool.free_block_queue = HbmFirstQueue(pool.free_block_queue, H, N - H)
+    pool.free_block_queue = HbmFirstQueue(pool.free_block_queue, H)
     return pool
 
 
