@@ -38,7 +38,7 @@ def log_costs(
 
     in_hbm = worker.model_runner.model_memory_usage - extended_weights
     lines = [
-        f"egm_alloc on cuda:{device}:",
+        f"egm_alloc on cuda:{device} ({torch.cuda.get_device_name(device)}):",
         f"  weights: {_gib(in_hbm)} in HBM, {_gib(extended_weights)} on the host",
         f"  KV cache: {kv_part(boundary.hbm_blocks)} in HBM, "
         f"{kv_part(boundary.extended_blocks)} on the host",

@@ -138,6 +138,7 @@ def test_kv_cache_goes_as_far_beyond_hbm_as_the_setting_says(
     boundary = find_boundary(config, 128 * MIB)
     assert 0 < boundary.hbm_blocks < 64
     assert f"({boundary.hbm_blocks} blocks, {boundary.hbm_blocks * 16} tokens)" in caplog.text
+    assert "egm_alloc on cuda:0 (Simulated " in caplog.text
     assert "link: the GPU reads host memory at" in caplog.text
     assert {egm_alloc.info(cache).backing for cache in worker.model_runner.kv_caches} == {"split"}
 
