@@ -184,6 +184,7 @@ def link_gbs() -> float:
 
 def in_process(*arguments: str) -> Any:
     """Run this file with arguments in a fresh process and return the JSON of its last line."""
+    print(f"beyond_hbm: {' '.join(arguments[:2])}", file=sys.stderr, flush=True)  # takes a while
     environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "EGM_ALLOC_AUTO_ENABLE": "0"}
     result = subprocess.run(
         [sys.executable, __file__, *arguments],
