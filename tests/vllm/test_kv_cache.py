@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -207,3 +209,14 @@ def test_auto_adds_nothing_over_pcie_and_says_why(caplog: pytest.LogCaptureFixtu
     with caplog.at_level("INFO", logger="vllm.egm_alloc"):
         assert host.kv_bytes(Worker(), Settings(kv_bytes="auto")) == 0
     assert "adds nothing to the KV cache: host memory is behind PCIe" in caplog.text
+
+
+def test_workers_that_differ_have_no_common_boundary() -> None:
+    config = config_of(64, page_bytes=MIB)
+    answers = [MIB, MIB]
+    core = SimpleNamespace(model_executor=SimpleNamespace(collective_rpc=lambda name: answers))
+    assert steps.initialize_kv_caches(core, lambda: config) is config
+    assert config.egm_alloc_boundary == find_boundary(config, MIB)  # type: ignore[attr-defined]
+    answers[1] = 0
+    with pytest.raises(RuntimeError, match="no common boundary: set EGM_ALLOC_VLLM_KV_GIB alike"):
+        steps.initialize_kv_caches(core, lambda: config)
