@@ -216,7 +216,7 @@ def test_workers_that_differ_have_no_common_boundary() -> None:
     answers = [MIB, MIB]
     core = SimpleNamespace(model_executor=SimpleNamespace(collective_rpc=lambda name: answers))
     assert steps.initialize_kv_caches(core, lambda: config) is config
-    assert config.egm_alloc_boundary == find_boundary(config, MIB)  # type: ignore[attr-defined]
+    assert config.egm_alloc_boundary == find_boundary(config, MIB)
     answers[1] = 0
     with pytest.raises(RuntimeError, match="no common boundary: set EGM_ALLOC_VLLM_KV_GIB alike"):
         steps.initialize_kv_caches(core, lambda: config)
