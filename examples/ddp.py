@@ -1,10 +1,11 @@
-"""Train with DistributedDataParallel, one process per GPU, natively and with extended tensors.
+"""Train with DDP or FSDP, one process per GPU, natively and with extended tensors.
 
 The embedding table, its gradient and Adam's moments are above the threshold: with egm_alloc they
 are in managed memory, and NCCL reduces gradients there. Both trainings begin from the same seed
 with deterministic algorithms, and each rank compares its losses bit for bit.
 
     torchrun --nproc-per-node 2 examples/ddp.py
+    torchrun --nproc-per-node 2 examples/ddp.py --fsdp
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import distributed, nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 GIB = 1 << 30
@@ -61,17 +63,27 @@ class Model(nn.Module):
         return found.square().mean()
 
 
-def train(steps: int, rank: int) -> Outcome:
+def model_on(device: int, fsdp: bool) -> nn.Module:
+    """Return the model, replicated on every GPU or divided among them."""
+    with torch.device("cuda"):
+        model = Model()
+        if fsdp:
+            fully_shard(model.table)  # on its own, so that it is whole only while it is used
+            fully_shard(model)
+            return model
+        return DistributedDataParallel(
+            model, device_ids=[device], gradient_as_bucket_view=True, static_graph=True
+        )
+
+
+def train(steps: int, rank: int, fsdp: bool) -> Outcome:
     """Train from the seed on, with the allocator as it is."""
     import egm_alloc
 
     torch.manual_seed(0)
     device = torch.cuda.current_device()
     egm_alloc.reset_peak_stats(device)
-    with torch.device("cuda"):
-        model = DistributedDataParallel(
-            Model(), device_ids=[device], gradient_as_bucket_view=True, static_graph=True
-        )
+    model = model_on(device, fsdp)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     generator = torch.Generator().manual_seed(1 + rank)  # each rank has tokens of its own
     outcome = Outcome()
@@ -106,7 +118,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=15)
-    steps = parser.parse_args().steps
+    parser.add_argument("--fsdp", action="store_true", help="divide the model: fully_shard")
+    options = parser.parse_args()
+    steps = options.steps
     if steps <= WARM_UP:
         parser.error(f"--steps is {steps}; allowed: more than {WARM_UP}, which are not timed")
     count = torch.cuda.device_count()
@@ -123,10 +137,10 @@ def main() -> int:
         import egm_alloc
 
         egm_alloc.disable()
-        native = train(steps, rank)
+        native = train(steps, rank, options.fsdp)
         free_everything()
         egm_alloc.enable(threshold_gib=THRESHOLD_GIB)
-        extended = train(steps, rank)
+        extended = train(steps, rank, options.fsdp)
         differ = torch.tensor([native.losses != extended.losses], dtype=torch.int32).cuda()
         distributed.all_reduce(differ)  # in how many ranks
         different = int(differ.item())
