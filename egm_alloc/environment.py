@@ -10,10 +10,10 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from egm_alloc.config import FIELDS, Config, check_field
-from egm_alloc.vllm import settings as vllm_settings
 
 PREFIX = "EGM_ALLOC_"
 AUTO_ENABLE = PREFIX + "AUTO_ENABLE"
+_OF_THE_VLLM_PLUGIN = PREFIX + "VLLM"  # which checks its own (vllm/settings.py)
 
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
@@ -152,9 +152,10 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Config:
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
     """Return the variables that begin with ``EGM_ALLOC_`` and mean nothing to us: likely typos."""
     known = known_variables()
-    return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+    ours = (n for n in environ if n.startswith(PREFIX) and not n.startswith(_OF_THE_VLLM_PLUGIN))
+    return sorted(name for name in ours if name not in known)
 
 
 def known_variables() -> list[str]:
     """Return the environment variables that are read."""
-    return [*(variable(field) for field in FIELDS), AUTO_ENABLE, *vllm_settings.VARIABLES]
+    return [variable(field) for field in FIELDS] + [AUTO_ENABLE]

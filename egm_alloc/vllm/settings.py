@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from egm_alloc.environment import BOOL_WORDS, parse_bool
+
 PREFIX = "EGM_ALLOC_VLLM"
 BACKINGS = ("auto", "pinned", "numa", "managed")
 
 _GIB = 1 << 30
 _MAX_GIB = 1 << 33  # 2**63 bytes
-_BOOLS = {"1": True, "true": True, "yes": True, "on": True}
-_BOOLS |= {"0": False, "false": False, "no": False, "off": False}
 
 Auto = Literal["auto"]
 
@@ -85,9 +85,10 @@ def _weights_hbm_bytes(text: str) -> int | Auto | None:
 
 
 def _bool(name: str, text: str) -> bool:
-    if text.lower() not in _BOOLS:
-        raise _refusal(name, text, ", ".join(_BOOLS))
-    return _BOOLS[text.lower()]
+    try:
+        return parse_bool(text)
+    except ValueError:
+        raise _refusal(name, text, BOOL_WORDS) from None
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:

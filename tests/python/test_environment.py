@@ -17,7 +17,6 @@ from egm_alloc.environment import (
     unknown_variables,
     values_from_environment,
 )
-from egm_alloc.vllm import settings as vllm_settings
 
 
 def test_silent_environment_means_the_defaults() -> None:
@@ -98,7 +97,6 @@ def test_every_field_has_a_variable() -> None:
     assert known_variables() == [
         *(f"EGM_ALLOC_{field.upper()}" for field in FIELDS),
         "EGM_ALLOC_AUTO_ENABLE",
-        *vllm_settings.VARIABLES,
     ]
 
 
