@@ -10,7 +10,7 @@ and token.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,7 @@ def break_even_link(machine: Machine, load: Load, kv_hbm_bytes: float) -> float 
         return None
 
     def is_faster(link: float) -> bool:
-        changed = Machine(
-            machine.hbm_bytes_per_s, link, machine.operations_per_s, machine.step_overhead_s
-        )
+        changed = replace(machine, link_bytes_per_s=link)
         # Weights on the host are read over the same link in both cases.
         return (
             forecast(changed, load, kv_hbm_bytes, load.kv_bytes).tokens_per_s

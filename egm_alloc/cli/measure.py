@@ -167,7 +167,8 @@ def _warm_up() -> None:
     torch.cuda.empty_cache()
 
 
-def _seconds(work: Callable[[], object], repeats: int = 1) -> float:
+def seconds(work: Callable[[], object], repeats: int = 1) -> float:
+    """Return the wall time of one `work`, the device's part included."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(repeats):
@@ -178,7 +179,7 @@ def _seconds(work: Callable[[], object], repeats: int = 1) -> float:
 
 def _steady_seconds(work: Callable[[], object]) -> float:
     work()
-    return statistics.median(_seconds(work, _REPEATS) for _ in range(_BATCHES))
+    return statistics.median(seconds(work, _REPEATS) for _ in range(_BATCHES))
 
 
 def _measure_kind(kind: str, size_bytes: int) -> Row:
@@ -191,13 +192,13 @@ def _measure_kind(kind: str, size_bytes: int) -> Row:
             torch.empty(size_bytes // 4, dtype=torch.float32, device="cuda")
 
     made: list[torch.Tensor] = []
-    allocation = _seconds(lambda: made.append(allocate()))
-    first_write = _seconds(made[0].zero_)
+    allocation = seconds(lambda: made.append(allocate()))
+    first_write = seconds(made[0].zero_)
     write = _steady_seconds(made[0].zero_)
     read = _steady_seconds(made[0].sum)
     made.clear()
     with place(kind, min_bytes=1):
-        cached = _seconds(allocate_and_free) / _ALLOCATIONS
+        cached = seconds(allocate_and_free) / _ALLOCATIONS
     gib = size_bytes / _GIB
     return Row(
         kind=kind,

@@ -6,12 +6,11 @@ import argparse
 import dataclasses
 import json
 import sys
-import time
 from collections.abc import Callable
 
 import torch
 
-from egm_alloc.cli.measure import check_room, measure
+from egm_alloc.cli.measure import check_room, measure, seconds
 from egm_alloc.cli.text import wrapped
 from egm_alloc.control import enable, is_enabled
 from egm_alloc.serving import Forecast, Load, Machine, break_even_link, forecast
@@ -191,14 +190,8 @@ def _machine(options: argparse.Namespace) -> tuple[Machine, bool]:
 
 def _measure_tflops(n: int = 4096, repeats: int = 20) -> float:
     a, b = (torch.ones(n, n, dtype=torch.bfloat16, device="cuda") for _ in range(2))
-    for _ in range(3):
-        a @ b
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        a @ b
-    torch.cuda.synchronize()
-    return 2 * n**3 * repeats / (time.perf_counter() - start) / 1e12
+    seconds(lambda: a @ b, 3)
+    return 2 * n**3 / seconds(lambda: a @ b, repeats) / 1e12
 
 
 def _as_dict(plan: Plan) -> dict[str, object]:
