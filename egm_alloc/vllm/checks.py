@@ -28,7 +28,8 @@ def check(vllm_config: Any, settings: Settings) -> None:
     ValueError
         If they cannot go together; says why and what to do.
     """
-    if settings.kv_bytes != 0:
+    wants_kv = settings.kv_bytes != 0
+    if wants_kv:
         _check_kv_cache(vllm_config, settings)
     # The default bound is no wish of the user's: with sleep mode it steps aside.
     wants_weights = isinstance(settings.weights_hbm_bytes, int)
@@ -37,10 +38,11 @@ def check(vllm_config: Any, settings: Settings) -> None:
             f"{WEIGHTS} is set together with vLLM's own offloading of weights (cpu_offload_gb or "
             "offload_group_size): both would move them. Unset one of them"
         )
-    if settings.kv_bytes != 0 or wants_weights:
-        _check_ray(vllm_config.parallel_config)
-    if (settings.kv_bytes != 0 or wants_weights) and _has_own_pool(vllm_config):
-        name = KV if settings.kv_bytes != 0 else WEIGHTS
+    if not (wants_kv or wants_weights):
+        return
+    _check_ray(vllm_config.parallel_config)
+    if _has_own_pool(vllm_config):
+        name = KV if wants_kv else WEIGHTS
         raise ValueError(
             f"{name} is set together with sleep mode (enable_sleep_mode or "
             "enable_cumem_allocator): that keeps weights and KV cache in a memory pool of its "

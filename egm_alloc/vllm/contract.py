@@ -107,26 +107,19 @@ def examine(read: Reader) -> dict[str, dict[str, str | None]]:
     return result
 
 
+def _allocator(target: str) -> Need:
+    return Need(target, ("kv_cache_config",), ("zeros", "int8", "size"))
+
+
 def allocators(read: Reader) -> tuple[Need, ...]:
     """Return what allocates KV tensors: one per layer up to vLLM 0.28, one for all from 0.29."""
-    of_layers = (
-        Need(
-            "vllm.v1.worker.gpu_model_runner:GPUModelRunner._allocate_kv_cache_tensors",
-            ("kv_cache_config",),
-            ("zeros", "int8", "size"),
-        ),
-        Need(
-            "vllm.v1.worker.gpu.attn_utils:_allocate_kv_cache",
-            ("kv_cache_config",),
-            ("zeros", "int8", "size"),
-        ),
+    of_all = _allocator("vllm.v1.worker.utils:allocate_kv_cache")
+    if of_all.examine(read)[0] is not None:
+        return (of_all,)
+    return (
+        _allocator("vllm.v1.worker.gpu_model_runner:GPUModelRunner._allocate_kv_cache_tensors"),
+        _allocator("vllm.v1.worker.gpu.attn_utils:_allocate_kv_cache"),
     )
-    of_all = Need(
-        "vllm.v1.worker.utils:allocate_kv_cache",
-        ("kv_cache_config",),
-        ("zeros", "int8", "size"),
-    )
-    return (of_all,) if of_all.examine(read)[0] is not None else of_layers
 
 
 def table() -> dict[str, dict[str, dict[str, str | None]]]:

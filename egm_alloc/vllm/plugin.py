@@ -42,14 +42,16 @@ class Patch:
         if hasattr(method, "egm_alloc_step"):
             return
 
+        step = self.step
+
         @functools.wraps(method)
         def replaced(self: Any, *rest: Any, **options: Any) -> Any:
             bound = functools.partial(method, self)
             if getattr(self, "takes_steps_itself", False):
                 return bound(*rest, **options)
-            return replaced.egm_alloc_step(self, bound, *rest, **options)  # type: ignore[attr-defined]
+            return step(self, bound, *rest, **options)
 
-        replaced.egm_alloc_step = self.step  # type: ignore[attr-defined]
+        replaced.egm_alloc_step = step  # type: ignore[attr-defined]
         setattr(owner, name, replaced)
 
 

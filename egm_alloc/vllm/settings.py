@@ -5,11 +5,12 @@ Pure: read from a mapping, checked, and nothing else.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from egm_alloc.environment import BOOL_WORDS, parse_bool
 
@@ -45,14 +46,10 @@ class Settings:
     allow_untested: bool = False
 
 
-def variable(field: str) -> str:
-    """Return the environment variable of a setting, such as ``EGM_ALLOC_VLLM_KV_GIB``."""
-    return f"{PREFIX}_{field}"
-
-
-KV, WEIGHTS, BACKING, ALLOW_UNTESTED = map(
-    variable, ("KV_GIB", "WEIGHTS_HBM_GIB", "BACKING", "ALLOW_UNTESTED")
-)
+KV = PREFIX + "_KV_GIB"
+WEIGHTS = PREFIX + "_WEIGHTS_HBM_GIB"
+BACKING = PREFIX + "_BACKING"
+ALLOW_UNTESTED = PREFIX + "_ALLOW_UNTESTED"
 VARIABLES = (PREFIX, KV, WEIGHTS, BACKING, ALLOW_UNTESTED)
 
 
@@ -84,11 +81,26 @@ def _weights_hbm_bytes(text: str) -> int | Auto | None:
     return _bytes_of(WEIGHTS, text, "a number of GiB from 0 up, 'auto', or 'none' for no bound")
 
 
+def _backing(text: str) -> str:
+    if text not in BACKINGS:
+        raise _refusal(BACKING, text, ", ".join(BACKINGS))
+    return text
+
+
 def _bool(name: str, text: str) -> bool:
     try:
         return parse_bool(text)
     except ValueError:
         raise _refusal(name, text, BOOL_WORDS) from None
+
+
+# From the variable to its field and how that is parsed.
+_PARSERS: dict[str, tuple[str, Callable[[str], object]]] = {
+    KV: ("kv_bytes", _kv_bytes),
+    WEIGHTS: ("weights_hbm_bytes", _weights_hbm_bytes),
+    BACKING: ("backing", _backing),
+    ALLOW_UNTESTED: ("allow_untested", functools.partial(_bool, ALLOW_UNTESTED)),
+}
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -112,19 +124,10 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
     unknown = sorted(n for n in environ if n.startswith(PREFIX + "_") and n not in VARIABLES)
     if unknown:
         raise ValueError(f"{unknown[0]} is unknown; allowed: {', '.join(VARIABLES)}")
-    given = {name: environ.get(name, "").strip() for name in VARIABLES}
-    if given[PREFIX]:
+    given = {name: text for name in VARIABLES if (text := environ.get(name, "").strip())}
+    if PREFIX in given:
         _bool(PREFIX, given[PREFIX])
-    if given[BACKING] and given[BACKING] not in BACKINGS:
-        raise _refusal(BACKING, given[BACKING], ", ".join(BACKINGS))
-    default = Settings()
-    return Settings(
-        kv_bytes=_kv_bytes(given[KV]) if given[KV] else default.kv_bytes,
-        weights_hbm_bytes=(
-            _weights_hbm_bytes(given[WEIGHTS]) if given[WEIGHTS] else default.weights_hbm_bytes
-        ),
-        backing=given[BACKING] or default.backing,
-        allow_untested=(
-            _bool(ALLOW_UNTESTED, given[ALLOW_UNTESTED]) if given[ALLOW_UNTESTED] else False
-        ),
-    )
+    values: dict[str, Any] = {
+        field: parse(given[name]) for name, (field, parse) in _PARSERS.items() if name in given
+    }
+    return Settings(**values)

@@ -46,9 +46,7 @@ def load_model(worker: Any, step: Step, *rest: Any, **options: Any) -> Any:
     """Load the weights, into HBM up to the bound and into host memory beyond it."""
     state = _state_of(worker)
     bound = state.settings.weights_hbm_bytes
-    if bound == "auto" and weights.moved_by_vllm(worker.vllm_config):
-        bound = None
-    if bound is None:
+    if bound is None or (bound == "auto" and weights.moved_by_vllm(worker.vllm_config)):
         return step(*rest, **options)
     if bound == "auto":
         bound = weights.default_hbm_bytes(
