@@ -1,7 +1,8 @@
-"""One vLLM engine with dummy weights: starts, serves the loads that it is told, says what it saw.
+"""One vLLM engine with dummy weights: starts, then serves each load that it is told.
 
-Run by vllm_serving.py in a process of its own; reads one JSON object from its command line and
-prints one, behind ``RESULT``.
+Run by vllm_serving.py in a process of its own, with vLLM's options as JSON on the command line. It
+reads a load as JSON from each line, and answers each with a line of JSON behind ``RESULT``; the
+first answer says how it started.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class Lines(logging.Handler):
         self.texts.append(record.getMessage())
 
 
-def serve(llm: Any, load: dict[str, int], rounds: int) -> dict[str, Any]:
-    """Serve a load some times and return its speeds, and what identifies its tokens."""
+def serve(llm: Any, load: dict[str, int]) -> dict[str, Any]:
+    """Serve a load and return how fast, and what identifies its tokens."""
     from vllm import SamplingParams
 
     rng = random.Random(load["sequences"])
@@ -46,26 +47,25 @@ def serve(llm: Any, load: dict[str, int], rounds: int) -> dict[str, Any]:
     sampling = SamplingParams(
         temperature=0.0, max_tokens=load["output"], ignore_eos=True, detokenize=False
     )
-    speeds, hashes, distinct = [], set(), 0
-    for _ in range(rounds):
-        start = time.perf_counter()
-        outputs = llm.generate(prompts, sampling, use_tqdm=False)
-        seconds = time.perf_counter() - start
-        tokens = [list(output.outputs[0].token_ids) for output in outputs]
-        speeds.append(sum(map(len, tokens)) / seconds)
-        hashes.add(hashlib.sha256(json.dumps(tokens).encode()).hexdigest())
-        distinct = len({token for sequence in tokens for token in sequence})
+    start = time.perf_counter()
+    outputs = llm.generate(prompts, sampling, use_tqdm=False)
+    seconds = time.perf_counter() - start
+    tokens = [list(output.outputs[0].token_ids) for output in outputs]
     return {
-        **load,
-        "tokens_per_s": speeds,
-        "hashes": sorted(hashes),
-        "distinct_tokens": distinct,
+        "tokens_per_s": sum(map(len, tokens)) / seconds,
+        "hash": hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
+        "distinct_tokens": len({token for sequence in tokens for token in sequence}),
+        "cached_prompt_tokens": sum(output.num_cached_tokens or 0 for output in outputs),
     }
 
 
+def answer(found: dict[str, Any]) -> None:
+    """Print an answer."""
+    print("RESULT " + json.dumps(found), flush=True)
+
+
 def main() -> None:
-    """Do what the command line says."""
-    job = json.loads(sys.argv[1])
+    """Start the engine, and serve until there are no more loads."""
     lines = Lines()
     logging.getLogger("vllm.egm_alloc").addHandler(lines)
     before = mem_available_bytes()
@@ -80,29 +80,27 @@ def main() -> None:
             "disable_log_stats": True,
             "enable_prefix_caching": False,
             "seed": 0,
-            **job["engine"],
+            **json.loads(sys.argv[1]),
         }
     )
     started = time.perf_counter() - start
-    resident = before - mem_available_bytes()
-    warm_up = {"sequences": 2, "prompt": 16, "output": 4}
-    serve(llm, warm_up, rounds=1)
-    loads = []
-    for load in job["loads"]:
+    taken = before - mem_available_bytes()
+    serve(llm, {"sequences": 2, "prompt": 16, "output": 4})
+    cache = llm.llm_engine.vllm_config.cache_config
+    answer(
+        {
+            "start_s": started,
+            "host_bytes_taken": taken,
+            "blocks": cache.num_gpu_blocks,
+            "plugin_said": lines.texts,
+        }
+    )
+    for line in sys.stdin:
         seen = len(lines.texts)
-        result = serve(llm, load, job["rounds"])
+        result = serve(llm, json.loads(line))
         # Seen only where the engine core is in this process (VLLM_ENABLE_V1_MULTIPROCESSING=0).
         result["extended_blocks_used"] = any("in use now" in text for text in lines.texts[seen:])
-        loads.append(result)
-    cache = llm.llm_engine.vllm_config.cache_config
-    found = {
-        "start_s": started,
-        "host_bytes_taken": resident,
-        "blocks": cache.num_gpu_blocks,
-        "loads": loads,
-        "plugin_said": lines.texts,
-    }
-    print("RESULT " + json.dumps(found), flush=True)
+        answer(result)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,114 @@
+"""One way of serving as a process that is started, told what to serve, and ended."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+GIB = 1 << 30
+Load = dict[str, int]
+Result = dict[str, Any]
+
+
+@dataclass
+class Engine:
+    """A vLLM engine: its options, and the environment in which it starts."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
+    starts_s: list[float] = field(default_factory=list)
+    process: subprocess.Popen[str] | None = None
+    errors: IO[str] | None = None
+
+    def start(self, options: argparse.Namespace) -> None:
+        """Start it; `wait` waits until it is up."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("EGM_ALLOC_")}
+        engine = {**json.loads(options.engine), **self.options}
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read once it has failed
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.vllm_engine", json.dumps(engine)],
+            env={**kept, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **self.settings},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait(self) -> None:
+        """Wait until it is up, and print what it says then."""
+        result = self._answer()
+        if "failed" in result:
+            print(f"  {self.name}: failed: {result['failed']}", flush=True)
+            return
+        self.starts_s.append(result["start_s"])
+        print(
+            f"  {self.name}: up in {result['start_s']:.1f} s, host memory taken "
+            f"{result['host_bytes_taken'] / GIB:.2f} GiB, {result['blocks']} blocks",
+            flush=True,
+        )
+        for text in result["plugin_said"]:
+            print("    | " + text.replace("\n", "\n    | "), flush=True)
+
+    def begin(self, load: Load) -> None:
+        """Have it serve a load, without waiting for the answer."""
+        assert self.process is not None
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it is gone: the answer says why
+            print(json.dumps(load), file=self.process.stdin, flush=True)
+
+    def serve(self, load: Load) -> Result:
+        """Have it serve a load."""
+        self.begin(load)
+        return self._answer()
+
+    def stop(self) -> None:
+        """End it in good order, if it runs."""
+        if self.process is None:
+            return
+        try:
+            self.process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self.process = None
+
+    def kill(self) -> None:
+        """End it and the processes that it has started, at once."""
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+        self.process = None
+
+    def _answer(self) -> Result:
+        assert self.process is not None
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("RESULT "):
+                answer: Result = json.loads(line.removeprefix("RESULT "))
+                return answer
+        assert self.errors is not None
+        self.errors.seek(0)
+        last = [line for line in self.errors if "Error" in line][-1:]
+        return {"failed": last[0].strip()[-400:] if last else f"exit {self.process.wait()}"}
+
+
+def one_line(load: Load, result: Result) -> str:
+    """Return one line about a load that was served."""
+    what = f"{load['sequences']} x {load['prompt']}+{load['output']}"
+    if "failed" in result:
+        return f"{what}: failed: {result['failed']}"
+    cached = result["cached_prompt_tokens"]
+    return (
+        f"{what}: {result['tokens_per_s']:.0f} tokens/s, {result['distinct_tokens']} distinct"
+        + (f", {cached} prompt tokens from the cache" if cached else "")
+        + (", extended blocks used" if result["extended_blocks_used"] else "")
+    )
