@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
-from typing import IO, Any
+from pathlib import Path
+from typing import Any
 
 GIB = 1 << 30
 Load = dict[str, int]
@@ -27,22 +28,24 @@ class Engine:
     settings: dict[str, str] = field(default_factory=dict)
     starts_s: list[float] = field(default_factory=list)
     process: subprocess.Popen[str] | None = None
-    errors: IO[str] | None = None
+    log: Path = Path(os.devnull)
 
     def start(self, options: argparse.Namespace) -> None:
         """Start it; `wait` waits until it is up."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith("EGM_ALLOC_")}
         engine = {**json.loads(options.engine), **self.options}
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - read once it has failed
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.vllm_engine", json.dumps(engine)],
-            env={**kept, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **self.settings},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-            start_new_session=True,
-        )
+        folder = Path(options.logs or tempfile.mkdtemp(prefix="vllm_serving."))
+        self.log = folder / f"{self.name.replace(' ', '_').replace(',', '')}.log"
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.vllm_engine", json.dumps(engine)],
+                env={**kept, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **self.settings},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
 
     def wait(self) -> None:
         """Wait until it is up, and print what it says then."""
@@ -91,14 +94,18 @@ class Engine:
     def _answer(self) -> Result:
         assert self.process is not None
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("RESULT "):
-                answer: Result = json.loads(line.removeprefix("RESULT "))
-                return answer
-        assert self.errors is not None
-        self.errors.seek(0)
-        last = [line for line in self.errors if "Error" in line][-1:]
-        return {"failed": last[0].strip()[-400:] if last else f"exit {self.process.wait()}"}
+        lines = []
+        with self.log.open("a") as log:
+            for line in self.process.stdout:
+                if line.startswith("RESULT "):
+                    answer: Result = json.loads(line.removeprefix("RESULT "))
+                    return answer
+                lines.append(line)
+                log.write(line)
+        lines += self.log.read_text("utf-8", "replace").splitlines()
+        last = [line for line in lines if "Error" in line][-1:]
+        said = last[0].strip()[-400:] if last else f"exit status {self.process.wait()}"
+        return {"failed": f"{said} ({self.log})"}
 
 
 def one_line(load: Load, result: Result) -> str:

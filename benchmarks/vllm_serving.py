@@ -241,6 +241,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="how often engines take turns")
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs: starts sooner")
     parser.add_argument("--attention", help="vLLM's attention backend")
+    parser.add_argument("--logs", help="a folder for what the engines say (default: a new one)")
     options = parser.parse_args()
     names = options.only.split(",")
     if not set(names) <= set(CASES):
