@@ -66,11 +66,11 @@ def answer(found: dict[str, Any]) -> None:
 
 def main() -> None:
     """Start the engine, and serve until there are no more loads."""
-    lines = Lines()
-    logging.getLogger("vllm.egm_alloc").addHandler(lines)
     before = mem_available_bytes()
     from vllm import LLM
 
+    lines = Lines()
+    logging.getLogger("vllm.egm_alloc").addHandler(lines)  # importing vLLM sets logging up anew
     start = time.perf_counter()
     llm = LLM(
         **{

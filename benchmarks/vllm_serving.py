@@ -233,7 +233,7 @@ def main() -> None:
         help=f"cases, separated by commas: {', '.join(CASES)} (default: all but the last)",
     )
     parser.add_argument("--kv-gib", type=float, default=1.0, help="KV cache in HBM")
-    parser.add_argument("--fitting", type=int, default=48, help="sequences that it holds")
+    parser.add_argument("--fitting", type=int, default=44, help="sequences that it holds")
     parser.add_argument("--prompt", type=int, default=512, help="prompt tokens of each")
     parser.add_argument("--output", type=int, default=128, help="output tokens of each")
     parser.add_argument("--weights-gib", type=float, default=1.6, help="the model's weights")

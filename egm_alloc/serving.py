@@ -23,14 +23,15 @@ class Machine:
         How fast kernels read HBM, and host memory.
     operations_per_s : float
         Of matrix products in the type of the weights.
-    step_overhead_s : float
-        What a step takes besides: scheduling, launches, sampling.
+    step_overhead_s, sequence_overhead_s : float
+        What a step takes besides: scheduling, launches, sampling; once, and for each sequence.
     """
 
     hbm_bytes_per_s: float
     link_bytes_per_s: float
     operations_per_s: float
     step_overhead_s: float
+    sequence_overhead_s: float
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def forecast(machine: Machine, load: Load, kv_hbm_bytes: float, kv_host_bytes: f
     # HBM's blocks are taken first.
     held = at_once * load.tokens * load.kv_bytes_per_token
     on_host = max(0.0, held - kv_hbm_bytes)
-    step = machine.step_overhead_s
+    step = machine.step_overhead_s + at_once * machine.sequence_overhead_s
     step += load.weights_hbm_bytes / machine.hbm_bytes_per_s
     step += load.weights_host_bytes / machine.link_bytes_per_s
     step += (held - on_host) / machine.hbm_bytes_per_s + on_host / machine.link_bytes_per_s

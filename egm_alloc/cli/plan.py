@@ -119,9 +119,16 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     parser.add_argument(
         "--step-overhead-ms",
         type=_from_zero("step_overhead_ms"),
-        default=1.5,
+        default=1.2,
         metavar="MS",
-        help="what each step takes besides: scheduling, launches, sampling (default: 1.5)",
+        help="what each step takes besides: scheduling, launches, sampling (default: 1.2)",
+    )
+    parser.add_argument(
+        "--sequence-overhead-us",
+        type=_from_zero("sequence_overhead_us"),
+        default=7.0,
+        metavar="US",
+        help="and for each sequence in it (default: 7)",
     )
     parser.add_argument("--json", action="store_true", help="the figures as JSON")
     parser.set_defaults(run=run)
@@ -185,7 +192,8 @@ def _machine(options: argparse.Namespace) -> tuple[Machine, bool]:
         if not torch.cuda.is_available():
             raise RuntimeError("there is no GPU to measure: give --tflops")
         tflops = _measure_tflops()
-    return Machine(hbm * 1e9, link * 1e9, tflops * 1e12, options.step_overhead_ms / 1e3), simulated
+    step, sequence = options.step_overhead_ms / 1e3, options.sequence_overhead_us / 1e6
+    return Machine(hbm * 1e9, link * 1e9, tflops * 1e12, step, sequence), simulated
 
 
 def _measure_tflops(n: int = 4096, repeats: int = 20) -> float:

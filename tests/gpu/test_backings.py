@@ -97,6 +97,7 @@ def test_blocks_freed_in_any_order_leave_nothing(backing: str) -> None:
     tensors = [make(nbytes, backing) for nbytes in SIZES]
     for tensor in tensors:
         tensor.fill_(1)
+    del tensor
     random.Random(0).shuffle(tensors)
     while tensors:
         tensors.pop()

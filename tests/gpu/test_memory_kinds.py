@@ -5,6 +5,7 @@ What every backing promises is in ``test_backings.py``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -84,9 +85,11 @@ def test_what_hbm_cannot_hold_is_spilled_and_comes_back() -> None:
     free, _ = torch.cuda.mem_get_info()
     ballast = torch.empty(free - GIB, dtype=torch.uint8, device="cuda")
     before = torch.cuda.memory_stats()["num_ooms"]
-    pieces = [
-        torch.full((64 * MIB,), index, dtype=torch.int32, device="cuda") for index in range(6)
-    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said once in a process, perhaps before
+        pieces = [
+            torch.full((64 * MIB,), index, dtype=torch.int32, device="cuda") for index in range(6)
+        ]
     backings = [egm_alloc.info(piece).backing for piece in pieces]
     assert "pinned" in backings
     assert all(bool((piece == index).all()) for index, piece in enumerate(pieces))

@@ -15,7 +15,8 @@ from egm_alloc.serving import Load, Machine, break_even_link, forecast
 from tests.python.processes import run_without_gpu
 
 GIB = 1 << 30
-H200 = Machine(4.0e12, 51e9, 500e12, 1.5e-3)
+H200 = Machine(4.0e12, 51e9, 500e12, 1.2e-3, 7e-6)
+H100 = Machine(3.06e12, 50.3e9, 700e12, 1.2e-3, 7e-6)
 # 256 requests of 512 tokens in and 128 out, with a model of 0.85 billion parameters.
 LOAD = Load(
     weights_hbm_bytes=1.6 * GIB,
@@ -41,6 +42,22 @@ def test_model_is_in_the_region_of_what_was_measured(
 ) -> None:
     predicted = forecast(H200, LOAD, in_hbm * GIB, on_host * GIB).tokens_per_s
     assert predicted == pytest.approx(measured, rel=0.35)
+
+
+# vLLM 0.26.0 in one process with CUDA graphs, on an H100: docs/vllm.md.
+@pytest.mark.parametrize(
+    ("sequences", "in_hbm", "waiting", "extended"),
+    [(96, 24705, 17715, 5366), (192, 31768, 16607, 3350), (384, 35262, 16313, 2809)],
+)
+def test_model_is_near_what_was_measured_with_the_plugin(
+    sequences: int, in_hbm: int, waiting: int, extended: int
+) -> None:
+    load = replace(LOAD, sequences=sequences)
+    predicted = [
+        forecast(H100, load, hbm * GIB, host * GIB).tokens_per_s
+        for hbm, host in ((9, 0), (1, 0), (1, 8))
+    ]
+    assert predicted == pytest.approx([in_hbm, waiting, extended], rel=0.15)
 
 
 def test_what_hbm_holds_costs_nothing_more() -> None:
@@ -96,7 +113,7 @@ def test_table_names_the_better_way(capsys: pytest.CaptureFixture[str]) -> None:
     assert "For throughput waiting is faster here." in said
     assert "HBM 3000 GB/s, link 50.0 GB/s, 500 TFLOP/s" in said
     assert "SIMULATED" not in said
-    assert main(["plan", *WHAT, *GIVEN, "--link-gb-s", "450"]) == 0
+    assert main(["plan", *WHAT, *GIVEN, "--link-gb-s", "900"]) == 0
     assert "For throughput extending is faster here." in capsys.readouterr().out
     assert main(["plan", *WHAT, *GIVEN, "--hbm-kv-gib", "0"]) == 0
     assert "extending is the only way" in capsys.readouterr().out
