@@ -126,7 +126,7 @@ def advise(
 
 
 def migrate(tensor: torch.Tensor, *, device_fraction: float) -> int:
-    """Move the boundary between HBM and host memory in the segment of a tensor.
+    """Move parts of the segment of a tensor between HBM and host memory.
 
     Parameters
     ----------
@@ -134,8 +134,8 @@ def migrate(tensor: torch.Tensor, *, device_fraction: float) -> int:
         A tensor in ``"split"`` or ``"numa"`` memory. The whole segment moves, whoever shares it: a
         split tensor has its own, ``"numa"`` tensors may share one.
     device_fraction : float
-        The part of the segment, at its head, that is to be in HBM, from 0 to 1; rounded down to
-        whole chunks.
+        The part of the segment that is to be in HBM, from 0 to 1; rounded down to whole chunks,
+        which lie as the tensor's layout says (`place`).
 
     Returns
     -------
@@ -155,13 +155,13 @@ def migrate(tensor: torch.Tensor, *, device_fraction: float) -> int:
     Waits for all work of the device, then copies and remaps chunk by chunk (CUDA Driver API,
     "Virtual Memory Management"). Nobody may use the segment from another thread meanwhile. A split
     tensor's memory is brought back to its own fraction when torch reuses it; ``"numa"`` memory
-    keeps its boundary until `torch.cuda.empty_cache` gives it back.
+    keeps its parts where they are until `torch.cuda.empty_cache` gives it back.
 
     Examples
     --------
     >>> moved = egm_alloc.migrate(weights, device_fraction=0.75)
     """
-    found = _require_backing(tensor, ("split", "numa"), "other memory has no boundary")
+    found = _require_backing(tensor, ("split", "numa"), "other memory does not move by parts")
     fraction = check_device_fraction("device_fraction", device_fraction)
     assert found.segment_address is not None
     assert found.segment_bytes is not None

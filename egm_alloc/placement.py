@@ -37,6 +37,10 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
     device_fraction : float, optional
         Backing ``"split"``: the part of each tensor that is in HBM, from 0 to 1. Default: that of
         the configuration.
+    layout : {"spread", "head"}, optional
+        Backing ``"split"``: where that part is. ``"spread"``: pieces in HBM and on the host by
+        turns, so that kernels read both at the same time; ``"head"``: the tensor's first bytes.
+        Default: ``"spread"``.
     tag : str, optional
         A name under which `stats` adds up what the block made.
     min_bytes : int
@@ -67,6 +71,7 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
         backing: str,
         *,
         device_fraction: float | None = None,
+        layout: str | None = None,
         tag: str | None = None,
         min_bytes: int = 1 << 20,
     ) -> None:
@@ -78,6 +83,13 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
                     f"device_fraction is {device_fraction!r}; allowed: only with the backing "
                     "'split'"
                 )
+        if layout is not None:
+            if not isinstance(layout, str):
+                raise TypeError(f"layout is {layout!r}; allowed: 'spread' or 'head'")
+            if layout not in ("spread", "head"):
+                raise ValueError(f"layout is {layout!r}; allowed: 'spread' or 'head'")
+            if backing != "split":
+                raise ValueError(f"layout is {layout!r}; allowed: only with the backing 'split'")
         if tag is not None and not isinstance(tag, str):
             raise TypeError(f"tag is {tag!r}; allowed: a text, or None")
         if tag == "":
@@ -87,6 +99,7 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
         if not 0 <= min_bytes < 1 << 63:
             raise ValueError(f"min_bytes is {min_bytes!r}; allowed: a number of bytes from 0 up")
         self._device_fraction = device_fraction
+        self._layout = layout or "spread"
         self._tag = 0 if tag is None else _number_of(tag)
         self._min_bytes = min_bytes
 
@@ -97,7 +110,7 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
         fraction = self._device_fraction
         if fraction is None:
             fraction = get_config().device_fraction
-        _C.enter_place(self._backing, fraction, self._tag, self._min_bytes)
+        _C.enter_place(self._backing, fraction, self._layout, self._tag, self._min_bytes)
         return self
 
     def __exit__(

@@ -37,7 +37,7 @@ class TensorInfo:
     tag : str or None
         The tag of the `place` block that it was made in.
     on_device_bytes : int or None
-        Of a ``"numa"`` or ``"split"`` segment, the bytes at its head that are in HBM.
+        Of a ``"numa"`` or ``"split"`` segment, the bytes that are in HBM.
     """
 
     tier: str | None

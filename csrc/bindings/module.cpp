@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bindings/hooks.h"
+#include "bindings/host_stock.h"
 #include "bindings/machine.h"
 #include "core/state.h"
 #include "cuda/managed.h"
@@ -171,15 +172,17 @@ uint64_t migrate(uintptr_t segment_address, uint64_t on_device_bytes, int device
                              " during a CUDA graph capture or within a use_mem_pool block");
   }
   py::gil_scoped_release unlocked;
-  return egm::move_range_boundary(reinterpret_cast<void*>(segment_address), Bytes(on_device_bytes))
+  return egm::set_device_part(reinterpret_cast<void*>(segment_address), Bytes(on_device_bytes))
       .count();
 }
 
 // The blocks of a thread are left in the order in which they were entered, the last one first.
-void enter_place(const std::string& backing, double device_fraction, int tag, uint64_t min_bytes) {
+void enter_place(const std::string& backing, double device_fraction, const std::string& layout,
+                 int tag, uint64_t min_bytes) {
   egm::ThisThread& thread = egm::this_thread();
-  thread.place = new egm::PlaceBlock{
-      {egm::parse_backing(backing), device_fraction, tag, Bytes(min_bytes)}, thread.place};
+  thread.place = new egm::PlaceBlock{{egm::parse_backing(backing), device_fraction,
+                                      egm::parse_layout(layout), tag, Bytes(min_bytes)},
+                                     thread.place};
 }
 
 void leave_place() {
@@ -254,9 +257,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("migrate", &migrate, py::arg("segment_address"), py::arg("on_device_bytes"),
              py::arg("device"));
   module.def("enter_place", &enter_place, py::arg("backing"), py::arg("device_fraction"),
-             py::arg("tag"), py::arg("min_bytes"));
+             py::arg("layout"), py::arg("tag"), py::arg("min_bytes"));
   module.def("leave_place", &leave_place);
   module.def("segment_of", &segment_of, py::arg("address"));
   egm::bind_machine(module);
+  egm::bind_host_stock(module);
   module.def("residency", &residency, py::arg("address"), py::arg("size_bytes"), py::arg("device"));
 }

@@ -18,6 +18,8 @@ constexpr Names<BackingKind, kBackingKinds> kBackings{{{BackingKind::kManaged, "
                                                        {BackingKind::kNuma, "numa"},
                                                        {BackingKind::kSplit, "split"}}};
 constexpr Names<Location, 2> kLocations{{{Location::kDevice, "device"}, {Location::kHost, "host"}}};
+constexpr Names<SplitLayout, 2> kLayouts{
+    {{SplitLayout::kSpread, "spread"}, {SplitLayout::kHead, "head"}}};
 
 template <typename Enum, size_t N>
 const char* name_of(const Names<Enum, N>& names, Enum value) {
@@ -51,5 +53,6 @@ std::optional<BackingKind> parse_backing(const std::string& text) {
 Location parse_location(const std::string& argument, const std::string& text) {
   return parse(kLocations, argument, text);
 }
+SplitLayout parse_layout(const std::string& text) { return parse(kLayouts, "layout", text); }
 
 }  // namespace egm

@@ -22,6 +22,8 @@ inline constexpr std::array<BackingKind, kBackingKinds> kAllBackings{
     BackingKind::kManaged, BackingKind::kDevice, BackingKind::kPinned, BackingKind::kNuma,
     BackingKind::kSplit};
 enum class Location { kDevice, kHost };
+// How a split tensor's parts lie: pieces in HBM and on the host by turns, or HBM's part first.
+enum class SplitLayout { kSpread, kHead };
 
 const char* to_string(Mode mode);
 const char* to_string(BackingKind backing);
@@ -32,6 +34,7 @@ Mode parse_mode(const std::string& text);
 // Nothing for "auto".
 std::optional<BackingKind> parse_backing(const std::string& text);
 Location parse_location(const std::string& argument, const std::string& text);
+SplitLayout parse_layout(const std::string& text);
 
 // Hints on managed memory (CUDA C++ Programming Guide, "Data Usage Hints").
 struct Advice {

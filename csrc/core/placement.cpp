@@ -32,6 +32,7 @@ std::optional<Placement> place(const Request& request, const Config& config,
   if (scope != nullptr && request.size >= scope->min_bytes) {
     const BackingKind kind = resolve(scope->backing, request, auto_backing);
     Placement placement = on_backing(kind, request, config, scope->device_fraction);
+    if (kind == BackingKind::kSplit) placement.layout = scope->layout;
     placement.prefetch = kind == BackingKind::kManaged && config.prefetch && !large;
     placement.tag = scope->tag;
     return placement;

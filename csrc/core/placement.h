@@ -22,8 +22,10 @@ struct Placement {
   BackingKind backing = BackingKind::kManaged;
   Advice advice;
   bool prefetch = false;
-  // Split: the part in HBM, and the size that the pool is for: a split segment is one block.
+  // Split: the part in HBM, where it lies, and the size that the pool is for: a split segment is
+  // one block.
   double device_fraction = 0;
+  SplitLayout layout = SplitLayout::kSpread;
   Bytes exact_size;
   // Serves what HBM could not hold.
   bool spilled = false;
@@ -32,8 +34,8 @@ struct Placement {
 
   friend bool operator==(const Placement& a, const Placement& b) {
     return a.backing == b.backing && a.advice == b.advice && a.prefetch == b.prefetch &&
-           a.device_fraction == b.device_fraction && a.exact_size == b.exact_size &&
-           a.spilled == b.spilled && a.tag == b.tag;
+           a.device_fraction == b.device_fraction && a.layout == b.layout &&
+           a.exact_size == b.exact_size && a.spilled == b.spilled && a.tag == b.tag;
   }
 };
 
@@ -42,6 +44,7 @@ struct PlaceScope {
   // Nothing for "auto".
   std::optional<BackingKind> backing = BackingKind::kManaged;
   double device_fraction = 0;
+  SplitLayout layout = SplitLayout::kSpread;
   int tag = 0;
   // Smaller requests are placed as if there were no scope.
   Bytes min_bytes;

@@ -1,7 +1,8 @@
-// Scopes that change a thread's CUDA state and put it back. They have no empty state.
+// Scopes that change a thread's state and put it back. They have no empty state.
 #pragma once
 
 #include <cuda_runtime_api.h>
+#include <signal.h>
 
 #include "core/units.h"
 #include "cuda/errors.h"
@@ -30,6 +31,22 @@ class DeviceScope {
  private:
   int previous_ = 0;
   bool changed_ = false;
+};
+
+// Threads that begin in its scope get no signals: the program's are for the program's threads.
+class NoSignalsScope {
+ public:
+  NoSignalsScope() {
+    sigset_t every;
+    sigfillset(&every);
+    pthread_sigmask(SIG_SETMASK, &every, &before_);
+  }
+  ~NoSignalsScope() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  NoSignalsScope(const NoSignalsScope&) = delete;
+  NoSignalsScope& operator=(const NoSignalsScope&) = delete;
+
+ private:
+  sigset_t before_;
 };
 
 // Lets calls that a stream capture forbids go through while any thread may be capturing. They are

@@ -2,7 +2,6 @@
 #include "cuda/host_reserve.h"
 
 #include <cuda_runtime_api.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,6 +17,8 @@
 #include "core/reserve.h"
 #include "core/state.h"
 #include "cuda/errors.h"
+#include "cuda/guards.h"
+#include "cuda/host_stock.h"
 #include "cuda/managed_promise.h"
 #include "cuda/traits.h"
 
@@ -33,6 +34,14 @@ namespace {
 
 bool may_be_of_carveout(BackingKind kind) {
   return kind == BackingKind::kNuma || kind == BackingKind::kSplit;
+}
+
+// What a stock of this thread's holds has been booked.
+Bytes host_bytes_to_come(const Request& request, const Placement& placement) {
+  const Bytes on_host = host_share(request.size, placement);
+  if (!may_be_of_carveout(placement.backing)) return on_host;
+  const HostStock* const stock = HostStock::of_this_thread(request.device);
+  return stock != nullptr ? difference_or_zero(on_host, stock->held()) : on_host;
 }
 
 // What this process has booked. The mutex is held while it is decided, so that two threads do not
@@ -63,22 +72,6 @@ Books& books() {
 }
 
 void keep_promise_fresh();
-
-// The program's signals are for the program's threads.
-class NoSignalsScope {
- public:
-  NoSignalsScope() {
-    sigset_t every;
-    sigfillset(&every);
-    pthread_sigmask(SIG_SETMASK, &every, &before_);
-  }
-  ~NoSignalsScope() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-  NoSignalsScope(const NoSignalsScope&) = delete;
-  NoSignalsScope& operator=(const NoSignalsScope&) = delete;
-
- private:
-  sigset_t before_;
-};
 
 // Under the mutex, and in a turn if it is more than before.
 void publish(Books& all) noexcept {
@@ -174,11 +167,11 @@ HostClaim::HostClaim(const Request& request, const Placement& placement) {
 }
 
 std::optional<Refusal> HostClaim::book(const Request& request, const Placement& placement) {
+  const Bytes on_host = host_bytes_to_come(request, placement);
   Books& all = books();
   std::lock_guard<std::mutex> lock(all.mutex);
   const ProcessTable::Turn turn(all.table);
   const bool managed = placement.backing == BackingKind::kManaged;
-  const Bytes on_host = host_share(request.size, placement);
   if (may_be_of_carveout(placement.backing)) {
     if (const auto carveout = egm_carveout()) return book_of_carveout(on_host, *carveout);
   }

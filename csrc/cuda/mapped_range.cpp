@@ -5,11 +5,14 @@
 
 #include <algorithm>
 #include <array>
-#include <string>
+#include <deque>
+#include <numeric>
+#include <optional>
 
 #include "cuda/driver.h"
 #include "cuda/errors.h"
-#include "cuda/traits.h"
+#include "cuda/host_stock.h"
+#include "cuda/physical.h"
 
 namespace egm {
 namespace {
@@ -17,47 +20,24 @@ namespace {
 // Chunks of a range at most, so that a huge one is up in reasonable time; arbitrary.
 constexpr uint64_t kMostChunks = 1024;
 
-uint64_t round_up(uint64_t size, uint64_t unit) { return (size + unit - 1) / unit * unit; }
-
-int host_node_of(DeviceIndex device) {
-  int supported = 0;
-  // The attribute is the driver's and has no name in the runtime.
-  const auto name = static_cast<cudaDeviceAttr>(
-      CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED);
-  if (cudaDeviceGetAttribute(&supported, name, device) != cudaSuccess) cudaGetLastError();
-  if (supported == 0) {
-    throw CudaError("device " + std::to_string(device) +
-                        " or its driver cannot map memory of a host NUMA node "
-                        "(CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED is 0); "
-                        "use the backing 'pinned' or 'managed'",
-                    cudaErrorNotSupported);
+// The order in which chunks come to HBM; those at its end are on the host. Counting with the bits
+// of an index reversed spreads any number of the last ones evenly over all.
+std::vector<size_t> order_of(size_t chunks, SplitLayout layout) {
+  std::vector<size_t> order(chunks);
+  std::iota(order.begin(), order.end(), size_t{0});
+  if (layout == SplitLayout::kHead) return order;
+  unsigned bits = 0;
+  while ((size_t{1} << bits) < chunks) ++bits;
+  std::vector<size_t> reversed(chunks);
+  for (size_t index = 0; index < chunks; ++index) {
+    for (unsigned bit = 0; bit < bits; ++bit) {
+      if ((index >> bit & 1) != 0) reversed[index] |= size_t{1} << (bits - 1 - bit);
+    }
   }
-  return std::max(device_attribute(cudaDevAttrHostNumaId, device),
-                  0);  // -1 on hosts without NUMA, where node 0 is all there is
+  std::sort(order.begin(), order.end(),
+            [&](size_t left, size_t right) { return reversed[left] < reversed[right]; });
+  return order;
 }
-
-CUmemAllocationProp properties(bool on_device, DeviceIndex device, int host_node) {
-  CUmemAllocationProp result{};
-  result.type = CU_MEM_ALLOCATION_TYPE_PINNED;
-  result.location.type = on_device ? CU_MEM_LOCATION_TYPE_DEVICE : CU_MEM_LOCATION_TYPE_HOST_NUMA;
-  result.location.id = on_device ? device : host_node;
-  return result;
-}
-
-// Physical memory until it is mapped, or for the time it is held.
-class Physical {
- public:
-  Physical(Bytes size, const CUmemAllocationProp& properties, DeviceIndex device) {
-    check(driver().create(&handle_, size.count(), &properties, 0), "cuMemCreate", size, device);
-  }
-  ~Physical() { driver().release(handle_); }
-  Physical(const Physical&) = delete;
-  Physical& operator=(const Physical&) = delete;
-  CUmemGenericAllocationHandle handle() const { return handle_; }
-
- private:
-  CUmemGenericAllocationHandle handle_ = 0;
-};
 
 // A second address for physical memory, for the time of a copy.
 class Window {
@@ -82,41 +62,57 @@ class Window {
   const Bytes size_;
 };
 
-void map_at(CUdeviceptr at, Bytes size, const Physical& physical, DeviceIndex device) {
-  check(driver().map(at, size.count(), 0, physical.handle(), 0), "cuMemMap", size, device);
+void map_at(CUdeviceptr at, Bytes size, CUmemGenericAllocationHandle physical, DeviceIndex device) {
+  check(driver().map(at, size.count(), 0, physical, 0), "cuMemMap", size, device);
 }
 
 }  // namespace
 
-MappedRange::MappedRange(Bytes size, Bytes device_part, DeviceIndex device,
+MappedRange::MappedRange(Bytes size, Bytes device_part, SplitLayout layout, DeviceIndex device,
                          const std::vector<DeviceIndex>& peers)
     : device_(device), size_(size), readers_(peers) {
   readers_.insert(readers_.begin(), device);
-  const bool any_on_host = device_part < size;
-  if (any_on_host) host_node_ = host_node_of(device);
-  size_t granularity = 0;
-  for (const bool on_device : {true, false}) {
-    if (!on_device && !any_on_host) continue;
-    const auto wanted = properties(on_device, device, host_node_);
-    size_t unit = 0;
-    check(driver().granularity(&unit, &wanted, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED),
-          "cuMemGetAllocationGranularity", size, device);
-    granularity = std::max(granularity, unit);
+  Bytes unit = granularity_of({device, true});
+  HostStock* stock = nullptr;
+  if (device_part < size) {
+    host_node_ = host_node_of(device);
+    unit = std::max(unit, granularity_of({device, false, host_node_}));
+    stock = HostStock::of_this_thread(device);
   }
-  chunk_ = Bytes(round_up(std::max<uint64_t>(1, size.count() / kMostChunks), granularity));
-  chunks_ = round_up(size.count(), chunk_.count()) / chunk_.count();
+  chunk_ = stock != nullptr
+               ? stock->piece()
+               : round_up(Bytes(std::max<uint64_t>(1, size.count() / kMostChunks)), unit);
+  const Bytes total = round_up(size, chunk_);
+  chunks_ = total.count() / chunk_.count();
   device_chunks_ = chunks_of(device_part);
-  const size_t total = chunks_ * chunk_.count();
-  check(driver().address_reserve(&base_, total, granularity, 0, 0), "cuMemAddressReserve",
-        Bytes(total), device);
+  order_ = order_of(chunks_, layout);
+  check(driver().address_reserve(&base_, total.count(), unit.count(), 0, 0), "cuMemAddressReserve",
+        total, device);
   try {
-    // HBM first: it is the scarcer, and taking host memory takes long.
-    for (size_t index = 0; index < chunks_; ++index) map_chunk(index, index < device_chunks_);
-    set_access(base_, Bytes(total));
+    map_all(stock);
+    set_access(base_, total);
   } catch (...) {
     release();
     throw;
   }
+}
+
+void MappedRange::map_all(HostStock* stock) {
+  std::deque<Physical> physical;
+  std::vector<CUmemGenericAllocationHandle> at(chunks_);
+  // HBM first: it is the scarcer, and taking host memory takes long.
+  for (size_t rank = 0; rank < chunks_; ++rank) {
+    const bool on_device = rank < device_chunks_;
+    const auto stocked = on_device || stock == nullptr ? std::nullopt : stock->take();
+    if (stocked) {
+      physical.emplace_back(*stocked);
+    } else {
+      physical.emplace_back(chunk_, Site{device_, on_device, host_node_});
+    }
+    at[order_[rank]] = physical.back().handle();
+  }
+  for (; mapped_ < chunks_; ++mapped_)
+    map_at(base_ + mapped_ * chunk_.count(), chunk_, at[mapped_], device_);
 }
 
 MappedRange::~MappedRange() { release(); }
@@ -138,12 +134,6 @@ cudaError_t MappedRange::release() noexcept {
     base_ = 0;
   }
   return cudaSuccess;
-}
-
-void MappedRange::map_chunk(size_t index, bool on_device) {
-  const Physical physical(chunk_, properties(on_device, device_, host_node_), device_);
-  map_at(base_ + index * chunk_.count(), chunk_, physical, device_);
-  ++mapped_;
 }
 
 CUresult MappedRange::try_set_access(CUdeviceptr at, Bytes size) const noexcept {
@@ -173,18 +163,22 @@ void MappedRange::allow(DeviceIndex peer) {
   }
 }
 
-Bytes MappedRange::move_boundary(Bytes device_part) {
+Bytes MappedRange::set_device_part(Bytes device_part) {
   const size_t wanted = chunks_of(device_part);
   if (wanted < chunks_ && host_node_ < 0) host_node_ = host_node_of(device_);
   size_t moved = 0;
-  for (; device_chunks_ < wanted; ++device_chunks_, ++moved) move_chunk(device_chunks_, true);
-  for (; device_chunks_ > wanted; --device_chunks_, ++moved) move_chunk(device_chunks_ - 1, false);
+  for (; device_chunks_ < wanted; ++device_chunks_, ++moved) {
+    move_chunk(order_[device_chunks_], true);
+  }
+  for (; device_chunks_ > wanted; --device_chunks_, ++moved) {
+    move_chunk(order_[device_chunks_ - 1], false);
+  }
   return Bytes(moved * chunk_.count());
 }
 
 void MappedRange::move_chunk(size_t index, bool to_device) {
   const CUdeviceptr at = base_ + index * chunk_.count();
-  const Physical target(chunk_, properties(to_device, device_, host_node_), device_);
+  const Physical target(chunk_, Site{device_, to_device, host_node_});
   {
     const Window window(target, chunk_, device_);
     set_access(window.base(), chunk_);

@@ -12,15 +12,19 @@
 
 #include <vector>
 
+#include "core/config.h"
 #include "core/units.h"
 
 namespace egm {
 
+class HostStock;
+
 class MappedRange {
  public:
-  // The first `device_part` bytes of `size`, in whole chunks, are in HBM of `device`; the rest is
-  // on the host's NUMA node next to it. Throws CudaError holding nothing.
-  MappedRange(Bytes size, Bytes device_part, DeviceIndex device,
+  // Of `size` bytes `device_part`, in whole chunks, are in HBM of `device`; the rest is on the
+  // host's NUMA node next to it, taken from this thread's stock if it has one. Throws CudaError
+  // holding nothing.
+  MappedRange(Bytes size, Bytes device_part, SplitLayout layout, DeviceIndex device,
               const std::vector<DeviceIndex>& peers);
   ~MappedRange();
   MappedRange(const MappedRange&) = delete;
@@ -37,14 +41,14 @@ class MappedRange {
 
   // Lets another device use all of it that is mapped, as enablePeerAccess does for ordinary memory.
   void allow(DeviceIndex peer);
-  // Moves chunks so that the first `device_part` bytes, rounded down to whole chunks, are in HBM.
+  // Moves chunks so that `device_part` bytes, rounded down to whole chunks, are in HBM.
   // Addresses and contents stay. The caller has seen to it that nobody uses the range. Returns the
   // bytes moved; on failure throws CudaError with the range whole, some chunks perhaps moved.
-  Bytes move_boundary(Bytes device_part);
+  Bytes set_device_part(Bytes device_part);
 
  private:
   size_t chunks_of(Bytes part) const;
-  void map_chunk(size_t index, bool on_device);
+  void map_all(HostStock* stock);
   void move_chunk(size_t index, bool to_device);
   void set_access(CUdeviceptr at, Bytes size) const;
   CUresult try_set_access(CUdeviceptr at, Bytes size) const noexcept;
@@ -55,6 +59,8 @@ class MappedRange {
   int host_node_ = -1;
   Bytes chunk_;
   size_t chunks_ = 0;
+  // The first `device_chunks_` in `order_` are in HBM.
+  std::vector<size_t> order_;
   size_t device_chunks_ = 0;
   size_t mapped_ = 0;
   CUdeviceptr base_ = 0;

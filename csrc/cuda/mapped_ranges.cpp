@@ -46,8 +46,8 @@ std::vector<DeviceIndex> readers_of(DeviceIndex owner) {
 
 }  // namespace
 
-void* new_range(Bytes size, Bytes device_part, DeviceIndex device) {
-  auto range = std::make_shared<MappedRange>(size, device_part, device, readers_of(device));
+void* new_range(Bytes size, Bytes device_part, SplitLayout layout, DeviceIndex device) {
+  auto range = std::make_shared<MappedRange>(size, device_part, layout, device, readers_of(device));
   void* const base = range->base();
   auto& all = registry();
   std::lock_guard<std::mutex> changing(all.changing);
@@ -102,13 +102,13 @@ std::optional<RangeParts> range_parts(const void* base) {
   return RangeParts{range->on_device(), range->chunk()};
 }
 
-Bytes move_range_boundary(void* base, Bytes device_part) {
+Bytes set_device_part(void* base, Bytes device_part) {
   std::lock_guard<std::mutex> changing(registry().changing);
   const auto range = find(base);
   if (range == nullptr) return Bytes(0);
   DeviceScope device(range->device());
   check(cudaDeviceSynchronize(), "cudaDeviceSynchronize", device_part, range->device());
-  return range->move_boundary(device_part);
+  return range->set_device_part(device_part);
 }
 
 }  // namespace egm

@@ -5,6 +5,7 @@
 
 #include <optional>
 
+#include "core/config.h"
 #include "core/units.h"
 
 namespace egm {
@@ -15,7 +16,7 @@ struct RangeParts {
 };
 
 // The base of a new range; throws CudaError.
-void* new_range(Bytes size, Bytes device_part, DeviceIndex device);
+void* new_range(Bytes size, Bytes device_part, SplitLayout layout, DeviceIndex device);
 // The caller has waited for what uses it. On failure the range is still there, and may be freed
 // again.
 cudaError_t free_range(void* base) noexcept;
@@ -25,7 +26,7 @@ cudaError_t free_range(void* base) noexcept;
 void allow_peer(DeviceIndex reader, DeviceIndex owner);
 
 std::optional<RangeParts> range_parts(const void* base);
-// See MappedRange::move_boundary. Waits for the device first; no stream of it may be capturing.
-Bytes move_range_boundary(void* base, Bytes device_part);
+// See MappedRange::set_device_part. Waits for the device first; no stream of it may be capturing.
+Bytes set_device_part(void* base, Bytes device_part);
 
 }  // namespace egm

@@ -10,7 +10,7 @@ class NumaBacking final : public Backing {
  public:
   Acquired acquire(Bytes size, DeviceIndex device, const Placement&) override {
     Acquired acquired;
-    acquired.base = new_range(size, Bytes(0), device);
+    acquired.base = new_range(size, Bytes(0), SplitLayout::kSpread, device);
     return acquired;
   }
 

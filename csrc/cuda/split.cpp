@@ -1,5 +1,5 @@
-// One range of addresses with its head in HBM and its tail on the host. It runs at the speed of the
-// link for the tail alone, and the boundary can move while the address stays.
+// One range of addresses, in part in HBM and in part on the host. It runs at the speed of the link
+// for the host's part alone, and parts can move while the address stays.
 #include "cuda/backing.h"
 #include "cuda/mapped_ranges.h"
 
@@ -10,7 +10,8 @@ class SplitBacking final : public Backing {
  public:
   Acquired acquire(Bytes size, DeviceIndex device, const Placement& placement) override {
     Acquired acquired;
-    acquired.base = new_range(size, device_share(size, placement.device_fraction), device);
+    acquired.base =
+        new_range(size, device_share(size, placement.device_fraction), placement.layout, device);
     return acquired;
   }
 

@@ -232,7 +232,7 @@ TieredAllocator::Answer<AskNative> TieredAllocator::divert(
         return record_and_ask(thread, own, request, config, placement, diversion, ask_native);
       }();
       if (placement.backing == BackingKind::kSplit && !diversion.missed) {
-        restore_boundary(own, placement, address_of(served));
+        restore_device_part(own, placement, address_of(served));
       }
       if (diversion.problems) warn_or_give_up(served, [&] { warn_once(*diversion.problems); });
       return served;

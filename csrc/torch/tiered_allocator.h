@@ -149,7 +149,7 @@ class TieredAllocator final : public DelegatingAllocator {
                 const Placement& placement, Diversion& diversion);
   static bool exceeds_limit(const Device& own, Bytes segment, const Config& config);
   void after_spill();
-  void restore_boundary(Device& own, const Placement& placement, const void* served);
+  void restore_device_part(Device& own, const Placement& placement, const void* served);
   static const void* address_of(const c10::DataPtr& served) { return served.get(); }
   static const void* address_of(const void* served) { return served; }
   void process_pending_events(cudaStream_t stream);

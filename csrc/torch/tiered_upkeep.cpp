@@ -51,8 +51,8 @@ void TieredAllocator::bring_up(Device& own, const Request& request, const Config
 
 // A cached split segment may have been migrated by its last user. The request is served; should the
 // boundary not move back, the tensor is only slower or faster than it was to be.
-void TieredAllocator::restore_boundary(Device& own, const Placement& placement,
-                                       const void* served) {
+void TieredAllocator::restore_device_part(Device& own, const Placement& placement,
+                                          const void* served) {
   const auto segment = state().segments.find(served);
   const auto parts = segment ? range_parts(segment->base) : std::nullopt;
   if (!parts || own.recordings.any()) return;
@@ -62,7 +62,7 @@ void TieredAllocator::restore_boundary(Device& own, const Placement& placement,
   const bool all = wanted >= segment->size;
   if (all ? parts->on_device >= wanted : parts->on_device == whole) return;
   try {
-    move_range_boundary(segment->base, wanted);
+    set_device_part(segment->base, wanted);
   } catch (const CudaError&) {
     // HBM or the host is short of it.
   }

@@ -38,6 +38,14 @@ def _rounding(size: int) -> int:
     return math.ceil(size / _MOST_CHUNKS) + _PAGE
 
 
+def stock_piece(extended_bytes: int) -> int:
+    """Return the size of pieces for a stock of host memory, which become the tensors' chunks.
+
+    Few pieces, but of up to 256 tensors none is rounded by more than `Boundary` allows for.
+    """
+    return max(1, extended_bytes // (256 * _MOST_CHUNKS) // _PAGE) * _PAGE
+
+
 @dataclass(frozen=True)
 class Boundary:
     """Which blocks are in HBM.
@@ -163,7 +171,9 @@ class Placement(TorchFunctionMode):
 def make_split(size: int, device: torch.device, boundary: Boundary) -> torch.Tensor:
     """Return zeros in one range of addresses, whose head is in HBM and whose tail is mapped."""
     fraction = boundary.device_fraction(size)
-    with egm_alloc.place("split", device_fraction=fraction, tag="kv_cache", min_bytes=0):
+    with egm_alloc.place(
+        "split", device_fraction=fraction, layout="head", tag="kv_cache", min_bytes=0
+    ):
         return torch.zeros(size, dtype=torch.int8, device=device)
 
 

@@ -6,6 +6,7 @@ The patches (``plugin.py``) and the worker class (``worker.py``) call the same f
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 import egm_alloc
+from egm_alloc import _C
 from egm_alloc.vllm import host, kv_cache, report, weights
 from egm_alloc.vllm.block_queue import HbmFirstQueue
 from egm_alloc.vllm.checks import check
@@ -33,6 +35,7 @@ class _State:
     settings: Settings
     weights_backing: str
     kv_bytes: int = 0
+    stock: _C.HostStock | None = None
 
 
 def create_engine_config(args: Any, step: Step, *rest: Any, **options: Any) -> Any:
@@ -45,6 +48,8 @@ def create_engine_config(args: Any, step: Step, *rest: Any, **options: Any) -> A
 def load_model(worker: Any, step: Step, *rest: Any, **options: Any) -> Any:
     """Load the weights, into HBM up to the bound and into host memory beyond it."""
     state = _state_of(worker)
+    if isinstance(state.settings.kv_bytes, int):
+        _begin_kv_stock(worker, state, state.settings.kv_bytes)
     bound = state.settings.weights_hbm_bytes
     if bound is None or (bound == "auto" and weights.moved_by_vllm(worker.vllm_config)):
         return step(*rest, **options)
@@ -59,10 +64,11 @@ def load_model(worker: Any, step: Step, *rest: Any, **options: Any) -> Any:
 def determine_available_memory(worker: Any, step: Step, *rest: Any, **options: Any) -> int:
     """Add the extended memory to what vLLM found for the KV cache in HBM."""
     state = _state_of(worker)
+    state.kv_bytes = host.kv_bytes(worker, state.settings)  # all workers meet in it
+    _begin_kv_stock(worker, state, state.kv_bytes)
     in_hbm = int(step(*rest, **options))
     if not worker.cache_config.kv_cache_memory_bytes:
         in_hbm -= kv_cache.idle_bytes(worker.device.index)
-    state.kv_bytes = host.kv_bytes(worker, state.settings)  # all workers meet in it
     # Without room in HBM not even the activations fit: vLLM's own error follows.
     return in_hbm + state.kv_bytes if in_hbm > 0 else in_hbm
 
@@ -74,12 +80,14 @@ def initialize_from_config(
     state = _state_of(worker)
     boundary = kv_cache.find_boundary(kv_cache_config, state.kv_bytes)
     tensors: list[torch.Tensor] = []
-    if boundary.extended_blocks == 0:
-        step(kv_cache_config, *rest, **options)
-    else:
-        make = host.kv_maker(state.settings, worker.device.index)
-        with kv_cache.Placement(kv_cache_config, boundary, make) as placement:
+    with state.stock or contextlib.nullcontext():
+        if boundary.extended_blocks == 0:
             step(kv_cache_config, *rest, **options)
+        else:
+            make = host.kv_maker(state.settings, worker.device.index)
+            with kv_cache.Placement(kv_cache_config, boundary, make) as placement:
+                step(kv_cache_config, *rest, **options)
+    if boundary.extended_blocks > 0:
         tensors = placement.tensors
         kv_cache.check_layout(worker.model_runner.kv_caches, tensors, boundary)
         kv_cache.check_heads(tensors, boundary)
@@ -87,6 +95,14 @@ def initialize_from_config(
         report.log_costs(worker, kv_cache_config, boundary, tensors)
     except Exception:  # a report must not end a start that went well
         logger.exception("egm_alloc: what this start costs could not be found out")
+
+
+def _begin_kv_stock(worker: Any, state: _State, size: int) -> None:
+    """Have host memory for the KV cache brought up while the model is loaded and profiled."""
+    maps = host.kv_maker(state.settings, worker.device.index) is kv_cache.make_split
+    if state.stock is None and size > 0 and maps:
+        piece = kv_cache.stock_piece(size)
+        state.stock = _C.HostStock(worker.device.index, size, piece)
 
 
 def extended_kv_bytes(worker: Any) -> int:

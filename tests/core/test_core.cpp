@@ -100,7 +100,7 @@ void scope_decides_before_the_configuration() {
   Config config;
   config.devices
       .emplace();  // acts on no device: what a block of code asks for is done all the same
-  PlaceScope scope{BackingKind::kPinned, 0, 7, mib(1)};
+  PlaceScope scope{BackingKind::kPinned, 0, SplitLayout::kHead, 7, mib(1)};
   const auto placed = place({mib(1), 0}, config, &scope);
   expect(placed && placed->backing == BackingKind::kPinned && placed->tag == 7, "scope's backing");
   expect(!place({mib(1) - Bytes(1), 0}, config, &scope), "smaller is placed as without a scope");
@@ -114,7 +114,7 @@ void scope_decides_before_the_configuration() {
   expect(!place({mib(1), 0}, config, &scope)->prefetch, "only managed memory is prefetched");
 }
 
-void split_pools_are_for_one_size_and_fraction() {
+void split_pools_are_for_one_size_fraction_and_layout() {
   Config config;
   config.backing = BackingKind::kSplit;
   config.device_fraction = 0.25;
@@ -124,6 +124,15 @@ void split_pools_are_for_one_size_and_fraction() {
   expect(placement == *place({gib(3), 0}, config, nullptr), "the same again");
   config.device_fraction = 0.5;
   expect(!(placement == *place({gib(3), 0}, config, nullptr)), "another fraction");
+  PlaceScope scope{BackingKind::kSplit, 0.25, SplitLayout::kHead, 0, Bytes(0)};
+  const auto head = *place({gib(3), 0}, config, &scope);
+  scope.layout = SplitLayout::kSpread;
+  expect(head.layout == SplitLayout::kHead, "the block's layout");
+  expect(!(head == *place({gib(3), 0}, config, &scope)), "another layout");
+  PlaceScope elsewhere{BackingKind::kNuma, 0, SplitLayout::kHead, 0, Bytes(0)};
+  const auto with_head = *place({gib(3), 0}, config, &elsewhere);
+  elsewhere.layout = SplitLayout::kSpread;
+  expect(with_head == *place({gib(3), 0}, config, &elsewhere), "of no meaning elsewhere");
   expect(device_share(mib(8), 0.25) == mib(2), "the device's share");
   expect(host_share(mib(8), placement) == mib(6), "and the host's");
 }
@@ -246,7 +255,7 @@ int main() {
   only_chosen_devices_are_acted_on();
   device_backing_ignores_advice();
   scope_decides_before_the_configuration();
-  split_pools_are_for_one_size_and_fraction();
+  split_pools_are_for_one_size_fraction_and_layout();
   spill_goes_to_host_memory();
   size_classes_are_powers_of_two_of_a_gib();
   for (unsigned seed = 0; seed < 20; ++seed) ledger_invariants(seed);

@@ -119,6 +119,7 @@ class Worker:
         self.model_runner = runner or Runner(self.device)
         self.requested_memory = 4 * GIB
         self.in_hbm = GIB
+        self.egm_alloc_state: Any = None
 
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
         """Load the model."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +17,13 @@ from egm_alloc.vllm.kv_cache import Boundary, Placement, find_boundary
 from egm_alloc.vllm.settings import Settings
 from tests.simulator import sim
 from tests.vllm.fakes import GIB, MIB, Config, Runner, Tensor, Worker, config_of
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @given(
@@ -146,6 +155,32 @@ def test_kv_cache_goes_as_far_beyond_hbm_as_the_setting_says(
 
 
 @pytest.mark.simulated
+@pytest.mark.parametrize("size", ["0.125", "auto"])
+def test_host_memory_comes_up_while_the_model_is_loaded_and_profiled(
+    monkeypatch: pytest.MonkeyPatch, size: str
+) -> None:
+    monkeypatch.setenv("EGM_ALLOC_VLLM_KV_GIB", size)
+    monkeypatch.setattr(host, "kv_bytes", lambda worker, settings: 128 * MIB)
+    worker = Worker(runner=Runner(torch.device("cuda:0"), weight_bytes=2 * MIB))
+    worker.in_hbm = 128 * MIB
+    steps.load_model(worker, worker.load_model)
+    available = steps.determine_available_memory(worker, worker.determine_available_memory)
+    config = config_of(available // (2 * MIB), page_bytes=MIB)
+    wait_for(lambda: worker.egm_alloc_state.stock.held_bytes == 128 * MIB)
+    with sim.call_log() as log:
+        steps.initialize_from_config(worker, worker.initialize_from_config, config)
+    assert log.names.count("cuMemMap") == 256 * MIB // (2 * MIB)
+    assert log.names.count("cuMemCreate") == 128 * MIB // (2 * MIB)  # the rest was there
+    assert worker.egm_alloc_state.stock.held_bytes == 0
+
+
+def test_pieces_of_the_stock_are_small_beside_a_tensor() -> None:
+    assert kv_cache.stock_piece(1) == 2 * MIB
+    assert kv_cache.stock_piece(32 * GIB) == 2 * MIB
+    assert kv_cache.stock_piece(4096 * GIB) == 16 * MIB
+
+
+@pytest.mark.simulated
 def test_without_the_setting_the_kv_cache_is_vllms() -> None:
     worker = Worker()
     assert steps.determine_available_memory(worker, worker.determine_available_memory) == GIB
@@ -195,7 +230,7 @@ def test_tokens_are_not_said_where_layers_of_several_kinds_share_blocks(
 @pytest.mark.simulated
 def test_last_byte_of_the_head_is_asked_for_too() -> None:
     egm_alloc.enable(threshold_gib=1 << 30, spill=False)
-    with egm_alloc.place("split", device_fraction=0.5):
+    with egm_alloc.place("split", device_fraction=0.5, layout="head"):
         tensor = torch.empty(64 * MIB, dtype=torch.int8, device="cuda")[MIB:]
     boundary = Boundary(63, 32, MIB)  # ends 1 MiB within the first chunk on the host
     with pytest.raises(RuntimeError, match="are not in HBM"):

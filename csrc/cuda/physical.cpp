@@ -1,0 +1,64 @@
+// Physical memory by cuMemCreate.
+#include "cuda/physical.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "cuda/driver.h"
+#include "cuda/errors.h"
+#include "cuda/traits.h"
+
+namespace egm {
+namespace {
+
+CUmemAllocationProp properties(const Site& site) {
+  CUmemAllocationProp result{};
+  result.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+  result.location.type =
+      site.on_device ? CU_MEM_LOCATION_TYPE_DEVICE : CU_MEM_LOCATION_TYPE_HOST_NUMA;
+  result.location.id = site.on_device ? site.device : site.host_node;
+  return result;
+}
+
+}  // namespace
+
+int host_node_of(DeviceIndex device) {
+  int supported = 0;
+  // The attribute is the driver's and has no name in the runtime.
+  const auto name = static_cast<cudaDeviceAttr>(
+      CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED);
+  if (cudaDeviceGetAttribute(&supported, name, device) != cudaSuccess) cudaGetLastError();
+  if (supported == 0) {
+    throw CudaError("device " + std::to_string(device) +
+                        " or its driver cannot map memory of a host NUMA node "
+                        "(CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED is 0); "
+                        "use the backing 'pinned' or 'managed'",
+                    cudaErrorNotSupported);
+  }
+  return std::max(device_attribute(cudaDevAttrHostNumaId, device),
+                  0);  // -1 on hosts without NUMA, where node 0 is all there is
+}
+
+Bytes granularity_of(const Site& site) {
+  const auto wanted = properties(site);
+  size_t unit = 0;
+  check(driver().granularity(&unit, &wanted, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED),
+        "cuMemGetAllocationGranularity", Bytes(0), site.device);
+  return Bytes(unit);
+}
+
+Physical::Physical(Bytes size, const Site& site) {
+  const auto wanted = properties(site);
+  check(driver().create(&handle_, size.count(), &wanted, 0), "cuMemCreate", size, site.device);
+}
+
+Physical::~Physical() {
+  if (handle_ != 0) driver().release(handle_);
+}
+
+CUmemGenericAllocationHandle Physical::leave() noexcept { return std::exchange(handle_, 0); }
+
+}  // namespace egm

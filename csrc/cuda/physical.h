@@ -1,0 +1,47 @@
+// Physical memory of the driver's, in HBM or on the host's NUMA node next to a GPU (CUDA Driver
+// API, "Virtual Memory Management"). mapped_range.h gives it addresses.
+#pragma once
+
+#include <cuda.h>
+
+#include "core/units.h"
+
+namespace egm {
+
+// Where physical memory is to be.
+struct Site {
+  DeviceIndex device;
+  bool on_device;
+  // Of memory on the host.
+  int host_node = 0;
+};
+
+// Throws CudaError where the driver cannot map memory of a host node.
+int host_node_of(DeviceIndex device);
+
+// Sizes and addresses are multiples of it. Throws CudaError.
+Bytes granularity_of(const Site& site);
+
+inline Bytes round_up(Bytes size, Bytes unit) {
+  return Bytes((size.count() + unit.count() - 1) / unit.count() * unit.count());
+}
+
+// Physical memory until it is mapped, or for the time it is held.
+class Physical {
+ public:
+  // Throws CudaError.
+  Physical(Bytes size, const Site& site);
+  explicit Physical(CUmemGenericAllocationHandle handle) : handle_(handle) {}
+  ~Physical();
+  Physical(const Physical&) = delete;
+  Physical& operator=(const Physical&) = delete;
+
+  CUmemGenericAllocationHandle handle() const { return handle_; }
+  // The caller's from now on.
+  CUmemGenericAllocationHandle leave() noexcept;
+
+ private:
+  CUmemGenericAllocationHandle handle_ = 0;
+};
+
+}  // namespace egm

@@ -1,0 +1,132 @@
+"""Host memory that is brought up ahead of the tensors that will take it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import egm_alloc
+from egm_alloc import _C
+from tests.allocator.conftest import GIB, MIB, block
+from tests.backings.conftest import make
+from tests.simulator import sim
+from tests.simulator.host import write_host
+
+pytestmark = [pytest.mark.simulated, pytest.mark.usefixtures("initialised")]
+
+CHUNK = 2 * MIB
+
+
+def taken() -> int:
+    return sim.host_numa()["taken"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    before = taken()
+    yield
+    torch.cuda.empty_cache()
+    assert taken() == before
+
+
+@pytest.mark.parametrize("backing", ["numa", "split"])
+def test_tensors_take_what_is_there(backing: str) -> None:
+    before = taken()
+    with _C.HostStock(0, 16 * CHUNK, CHUNK):
+        assert taken() == before + 16 * CHUNK
+        with sim.call_log() as log:
+            tensor = make(16 * CHUNK, backing)
+        in_hbm = 8 if backing == "split" else 0
+        assert log.names.count("cuMemCreate") == in_hbm
+        assert taken() == before + 16 * CHUNK
+    # What was not taken is given back.
+    assert taken() == before + (16 - in_hbm) * CHUNK
+    assert egm_alloc.info(tensor).backing == backing
+
+
+def test_more_than_there_is_comes_from_the_driver() -> None:
+    with _C.HostStock(0, 4 * CHUNK, CHUNK), sim.call_log() as log:
+        tensor = make(12 * CHUNK, "numa")
+    assert log.names.count("cuMemCreate") == 8
+    assert tensor.numel() == 12 * CHUNK
+
+
+def test_pieces_become_the_chunks_of_ranges() -> None:
+    with _C.HostStock(0, 4 * CHUNK, CHUNK + 1):
+        tensor = make(16 * CHUNK, "split", fraction=11 / 16)
+    assert egm_alloc.info(tensor).on_device_bytes == 10 * CHUNK
+
+
+def test_other_threads_and_devices_take_nothing_of_it() -> None:
+    stock = _C.HostStock(0, 16 * CHUNK, CHUNK)
+    made: list[torch.Tensor] = []
+    with stock:
+        other = threading.Thread(target=lambda: made.append(make(10 * CHUNK, "numa")))
+        other.start()
+        other.join()
+        made.append(make(11 * CHUNK, "numa", device=1))
+        assert stock.held_bytes == 16 * CHUNK
+    assert stock.held_bytes == 0
+
+
+def test_failing_driver_ends_it_in_silence_and_the_tensor_says_why() -> None:
+    with sim.fail_call("cuMemCreate", nth=5, times=-1):
+        stock = _C.HostStock(0, 16 * CHUNK, CHUNK)
+        with stock:
+            assert stock.held_bytes == 0  # a batch comes whole or not at all
+            with pytest.raises(torch.cuda.OutOfMemoryError, match="cuMemCreate"):
+                make(16 * CHUNK, "numa")
+
+
+def test_closing_it_early_gives_everything_back() -> None:
+    before = taken()
+    stock = _C.HostStock(0, 64 * CHUNK, CHUNK)
+    stock.close()
+    assert taken() == before
+    with pytest.raises(RuntimeError, match="once"), stock:
+        pass
+
+
+def test_program_may_forget_it() -> None:
+    before = taken()
+    _C.HostStock(0, 16 * CHUNK, CHUNK)
+    assert taken() == before
+
+
+@pytest.mark.parametrize(("egm_gib", "wanted"), [(0, 120 * MIB), (0.1, 90 * MIB)])
+def test_reserve_counts_what_is_taken_from_it_once(
+    tmp_path: Path, egm_gib: float, wanted: int
+) -> None:
+    # 100 MiB may be taken, and the host's files do not change by it.
+    sim.set_host_root(write_host(tmp_path, 1, 100 / 1024, egm_gib))
+    egm_alloc.enable(host_reserve_gib=0)
+    with _C.HostStock(0, 80 * MIB, CHUNK):
+        tensor = make(wanted, "numa")
+    if egm_gib:
+        with pytest.raises(torch.cuda.OutOfMemoryError, match="carve-out"):
+            make(20 * MIB, "numa")
+        del tensor
+        torch.cuda.empty_cache()
+        make(wanted, "numa")  # all of it is free again
+
+
+def test_reserve_ends_it_and_refuses_the_tensor(tmp_path: Path) -> None:
+    sim.set_host_root(write_host(tmp_path, 1, 100 / 1024))
+    egm_alloc.enable(host_reserve_gib=0)
+    stock = _C.HostStock(0, 2 * GIB, CHUNK)
+    with stock:
+        assert stock.held_bytes == 0
+        with pytest.raises(torch.cuda.OutOfMemoryError, match="reserve"):
+            make(200 * MIB, "numa")
+
+
+def test_device_is_checked() -> None:
+    with pytest.raises(ValueError, match="device is -1"):
+        _C.HostStock(-1, CHUNK, CHUNK)
+    with pytest.raises(RuntimeError, match="device"):
+        _C.HostStock(100, CHUNK, CHUNK)
+    assert block(1).numel() == 1
