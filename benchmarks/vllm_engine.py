@@ -48,8 +48,9 @@ def serve(llm: Any, load: dict[str, int]) -> dict[str, Any]:
         temperature=0.0, max_tokens=load["output"], ignore_eos=True, detokenize=False
     )
     start = time.perf_counter()
-    outputs = llm.generate(prompts, sampling, use_tqdm=False)
-    seconds = time.perf_counter() - start
+    for _ in range(load.get("repeat", 1)):
+        outputs = llm.generate(prompts, sampling, use_tqdm=False)
+    seconds = (time.perf_counter() - start) / load.get("repeat", 1)
     tokens = [list(output.outputs[0].token_ids) for output in outputs]
     return {
         "tokens_per_s": sum(map(len, tokens)) / seconds,

@@ -189,7 +189,7 @@ def case_restart(options: argparse.Namespace) -> None:
         for _ in range(5):
             engine.start(options)
             engine.wait()
-            engine.serve(load(options, 2))
+            engine.serve({**load(options, 2), "repeat": 1})
             engine.stop()
         print(f"  = host memory missing: {missing(before):.2f} GiB", flush=True)
         engine.start(options)
@@ -207,8 +207,14 @@ def missing(before: int) -> float:
 
 
 def load(options: argparse.Namespace, sequences: int) -> Load:
-    """Return a load of so many sequences."""
-    return {"sequences": sequences, "prompt": options.prompt, "output": options.output}
+    """Return a load of so many sequences; a short one is served again and again."""
+    repeat = max(1, 8 * options.fitting // sequences)
+    return {
+        "sequences": sequences,
+        "prompt": options.prompt,
+        "output": options.output,
+        "repeat": repeat,
+    }
 
 
 CASES = {
