@@ -82,7 +82,8 @@ std::optional<uint64_t> carveout_bytes() {
 }
 
 // By the ways that the allocator itself uses.
-bool may_bind_memory() { return HostRange(mib(2)).prefer_node(0); }
+// A thread that is bound binds nothing itself.
+bool may_bind_memory() { return bound_nodes() || HostRange(mib(2)).prefer_node(0); }
 
 bool may_ask_for_pages() {
   try {

@@ -115,7 +115,25 @@ std::optional<std::vector<std::pair<uint64_t, uint64_t>>> parse_ranges(const std
   return ranges;
 }
 
-// If the cpuset of this process keeps it from host memory that there is: what the others hold.
+// If something keeps this process from host memory that there is: what the nodes hold that it may
+// use.
+template <typename Allowed>
+std::optional<MemoryLimit> limit_within(const Nodes& nodes, const std::set<int>& hbm_nodes,
+                                        const std::string& why, const Allowed& allowed) {
+  std::vector<int> usable;
+  bool restricts = false;
+  for (const auto& [number, sizes] : nodes) {
+    if (hbm_nodes.count(number)) continue;
+    const bool within = allowed(number);
+    if (within) usable.push_back(number);
+    restricts = restricts || (!within && size_or_zero(sizes, "MemTotal") > Bytes(0));
+  }
+  auto limit = restricts ? limit_of(nodes, usable, why) : std::nullopt;
+  // Of processes on other nodes some may be on these too; that is not looked into.
+  if (limit) limit->group = group_number(why + " " + nodes_in_words(usable));
+  return limit;
+}
+
 std::optional<MemoryLimit> cpuset_limit(const Nodes& nodes, const std::set<int>& hbm_nodes,
                                         const std::string& root) {
   const std::string key = "Mems_allowed_list:";
@@ -124,32 +142,32 @@ std::optional<MemoryLimit> cpuset_limit(const Nodes& nodes, const std::set<int>&
     if (line.compare(0, key.size(), key) != 0) continue;
     const auto allowed = parse_ranges(line.substr(key.size()));
     if (!allowed) return std::nullopt;
-    std::vector<int> usable;
-    bool restricts = false;
-    for (const auto& [number, sizes] : nodes) {
-      if (hbm_nodes.count(number)) continue;
+    return limit_within(nodes, hbm_nodes, "cpuset", [&](int number) {
       const auto at = static_cast<uint64_t>(number);
-      const bool within = std::any_of(allowed->begin(), allowed->end(), [at](const auto& range) {
+      return std::any_of(allowed->begin(), allowed->end(), [at](const auto& range) {
         return range.first <= at && at <= range.second;
       });
-      if (within) usable.push_back(number);
-      restricts = restricts || (!within && size_or_zero(sizes, "MemTotal") > Bytes(0));
-    }
-    auto limit = restricts ? limit_of(nodes, usable, "cpuset") : std::nullopt;
-    // Of processes on other nodes some may be on these too; that is not looked into.
-    if (limit) limit->group = group_number("cpuset " + nodes_in_words(usable));
-    return limit;
+    });
   }
   return std::nullopt;
 }
 
+std::optional<MemoryLimit> policy_limit(const Nodes& nodes, const std::set<int>& hbm_nodes,
+                                        const std::optional<std::set<int>>& bound) {
+  if (!bound) return std::nullopt;
+  return limit_within(nodes, hbm_nodes, "memory policy",
+                      [&](int number) { return bound->count(number) != 0; });
+}
+
 }  // namespace
 
-std::vector<MemoryLimit> host_limits(const std::set<int>& hbm_nodes, const std::string& root) {
+std::vector<MemoryLimit> host_limits(const std::set<int>& hbm_nodes, const std::string& root,
+                                     const std::optional<std::set<int>>& bound) {
   const Nodes nodes = read_nodes(root);
   std::vector<MemoryLimit> limits = cgroup_limits(root);
   for (const auto& limit :
-       {machine_limit(nodes, hbm_nodes, root), cpuset_limit(nodes, hbm_nodes, root)}) {
+       {machine_limit(nodes, hbm_nodes, root), cpuset_limit(nodes, hbm_nodes, root),
+        policy_limit(nodes, hbm_nodes, bound)}) {
     if (limit) limits.push_back(*limit);
   }
   if (limits.empty()) {
@@ -170,8 +188,9 @@ Bytes least_total(const std::vector<MemoryLimit>& limits) {
   return least;
 }
 
-HostMemory host_memory(const std::set<int>& hbm_nodes, const std::string& root) {
-  const auto limits = host_limits(hbm_nodes, root);
+HostMemory host_memory(const std::set<int>& hbm_nodes, const std::string& root,
+                       const std::optional<std::set<int>>& bound) {
+  const auto limits = host_limits(hbm_nodes, root, bound);
   const MemoryLimit& tightest = limits.front();
   const Bytes total = least_total(limits);
   return {total, std::min(tightest.available, total), tightest.name};

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/cgroup_memory.h"
+#include "core/memory_policy.h"
 #include "core/units.h"
 
 namespace egm {
@@ -21,14 +22,17 @@ struct HostMemory {
 // Every limit on what this process may take, the tightest first.
 //
 // hbm_nodes: NUMA nodes that are GPU memory (GH200, GB200): the kernel counts them in
-// MemAvailable, and here they do not count. `root` goes before /proc and /sys, for tests.
-// Seen are MemAvailable, the cpuset and control groups of both versions; not the memory policy of
-// a thread (numactl --membind), which no file tells cheaply. Limits that cannot be read are
-// skipped; throws std::runtime_error, which names the file, if there is none left.
-std::vector<MemoryLimit> host_limits(const std::set<int>& hbm_nodes, const std::string& root = "");
+// MemAvailable, and here they do not count. `root` goes before /proc and /sys, and `bound` is what
+// the calling thread's memory policy says, both for tests.
+// Seen are MemAvailable, the cpuset, that policy (numactl --membind), and control groups of both
+// versions. Limits that cannot be read are skipped; throws std::runtime_error, which names the
+// file, if there is none left.
+std::vector<MemoryLimit> host_limits(const std::set<int>& hbm_nodes, const std::string& root = "",
+                                     const std::optional<std::set<int>>& bound = bound_nodes());
 Bytes least_total(const std::vector<MemoryLimit>& limits);
 // And what they come to.
-HostMemory host_memory(const std::set<int>& hbm_nodes, const std::string& root = "");
+HostMemory host_memory(const std::set<int>& hbm_nodes, const std::string& root = "",
+                       const std::optional<std::set<int>>& bound = bound_nodes());
 
 // Bytes of EGM carve-outs: memory that the kernel does not own, reachable only through the GPU's
 // driver. Nothing if the driver shows none.

@@ -15,6 +15,8 @@
 #include <thread>
 #include <vector>
 
+#include "core/memory_policy.h"
+
 namespace egm {
 namespace {
 
@@ -96,6 +98,8 @@ bool HostRange::prefer_node(int node) noexcept {
   constexpr size_t kBits = 8 * sizeof(unsigned long);
   constexpr size_t kNodes = 1024;
   if (node < 0 || static_cast<size_t>(node) >= kNodes) return false;
+  // What the user has bound counts more than nearness.
+  if (bound_nodes()) return false;
   unsigned long mask[kNodes / kBits] = {};
   mask[static_cast<size_t>(node) / kBits] |= 1UL << (static_cast<size_t>(node) % kBits);
   return syscall(SYS_mbind, base_, size_.count(), kPreferred, mask, kNodes, 0) == 0;
