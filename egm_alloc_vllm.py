@@ -15,10 +15,19 @@ def is_configured() -> bool:
     bool
         False with ``EGM_ALLOC_VLLM=0``, whatever else is set.
     """
-    switch = os.environ.get(SWITCH, "").strip().lower()
-    if switch:
-        return switch not in ("0", "false", "no", "off")
+    if os.environ.get(SWITCH, "").strip():
+        return not is_switched_off()
     return any(name.startswith(SWITCH + "_") and os.environ[name].strip() for name in os.environ)
+
+
+def is_switched_off() -> bool:
+    """Whether the environment has ``EGM_ALLOC_VLLM=0``, or another word for no.
+
+    Returns
+    -------
+    bool
+    """
+    return os.environ.get(SWITCH, "").strip().lower() in ("0", "false", "no", "off")
 
 
 def register() -> None:

@@ -1,6 +1,7 @@
 // What the machine has, for Python.
 #include "bindings/machine.h"
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <system_error>
@@ -43,6 +44,15 @@ py::dict traits_of(int device) {
 py::tuple choice_for(int device) {
   const Choice choice = choose_backing(ask_traits(device));
   return py::make_tuple(to_string(choice.backing), choice.reason);
+}
+
+// The least that bounds this process, and which limit that is. Asks nothing of CUDA, so GPU memory
+// that the kernel counts is in it.
+py::tuple host_total() {
+  const auto limits = host_limits({});
+  const auto least = std::min_element(
+      limits.begin(), limits.end(), [](const auto& a, const auto& b) { return a.total < b.total; });
+  return py::make_tuple(least->total.count(), least->name);
 }
 
 py::dict host_memory_now() {
@@ -111,6 +121,7 @@ void bind_machine(py::module_& module) {
   module.def("host_bookings", &host_bookings);
   module.def("egm_carveout", &carveout_bytes);
   module.def("read_kernel_file", &read_text, py::arg("path"));
+  module.def("host_total", &host_total);
   module.def("may_bind_memory", &may_bind_memory);
   module.def("may_ask_for_pages", &may_ask_for_pages);
 }

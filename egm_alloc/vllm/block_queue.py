@@ -26,6 +26,11 @@ class HbmFirstQueue:
         vLLM's; its blocks move here, and it must not be used any more.
     hbm_blocks : int
         Blocks with ids below this one are in HBM.
+
+    Attributes
+    ----------
+    most_extended : int
+        The most extended blocks that were in use at a time.
     """
 
     def __init__(self, queue: Any, hbm_blocks: int) -> None:
@@ -40,6 +45,7 @@ class HbmFirstQueue:
         self._far = make(far)
         # Blocks that were taken before, such as vLLM's null block, never come back.
         self._most_far = self._far.num_free_blocks
+        self.most_extended = 0
         self._extended_in_use = False
         self._last_line = -_LEAST_SECONDS_BETWEEN_LINES
 
@@ -58,13 +64,13 @@ class HbmFirstQueue:
         blocks: list[Any] = self._near.popleft_n(near)
         if n > near:
             blocks += self._far.popleft_n(n - near)
-            self._say_if_changed()
+            self._far_taken()
         return blocks
 
     def remove(self, block: Any) -> None:
         """Take a certain block, which is free but still holds a prefix."""
         self._part_of(block).remove(block)
-        self._say_if_changed()
+        self._far_taken()
 
     def append(self, block: Any) -> None:
         """Give a block back, to be taken last of its part."""
@@ -102,6 +108,10 @@ class HbmFirstQueue:
             of_part = [block for block in blocks if self._part_of(block) is part]
             if of_part:
                 yield part, of_part
+
+    def _far_taken(self) -> None:
+        self.most_extended = max(self.most_extended, self._most_far - self._far.num_free_blocks)
+        self._say_if_changed()
 
     def _say_if_changed(self) -> None:
         in_use = self._far.num_free_blocks < self._most_far

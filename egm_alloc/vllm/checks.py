@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from typing import Any
 
 from egm_alloc import _C
@@ -38,6 +37,12 @@ def check(vllm_config: Any, settings: Settings) -> None:
             f"{WEIGHTS} is set together with vLLM's own offloading of weights (cpu_offload_gb or "
             "offload_group_size): both would move them. Unset one of them"
         )
+    if wants_weights and _flag("VLLM_ENABLE_STARTUP_PLAN"):
+        raise ValueError(
+            f"{WEIGHTS} is set together with VLLM_ENABLE_STARTUP_PLAN, by which vLLM takes the "
+            "size of the KV cache from an earlier start, where another part of the weights may "
+            "have been in HBM. Unset one of them"
+        )
     if not (wants_kv or wants_weights):
         return
     _check_ray(vllm_config.parallel_config)
@@ -48,6 +53,10 @@ def check(vllm_config: Any, settings: Settings) -> None:
             "enable_cumem_allocator): that keeps weights and KV cache in a memory pool of its "
             f"own, whose tensors egm_alloc must not place. Unset {name}, or turn sleep mode off"
         )
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "0").strip() not in ("", "0")
 
 
 def _has_own_pool(vllm_config: Any) -> bool:
@@ -121,18 +130,12 @@ def _check_host(settings: Settings, kv_bytes: int, gpus: int) -> None:
 
     No CUDA call: this process of vLLM's may still fork.
     """
-    has, what = _memory_total_bytes(), "the host"
+    has, what = _C.host_total()
     carveout = _C.egm_carveout()
     if carveout is not None and settings.backing in ("auto", "numa"):
         has, what = carveout, "the carve-out of Extended GPU Memory"
-    if has is not None and kv_bytes * gpus > has:
+    if kv_bytes * gpus > has:
         raise ValueError(
             f"{KV} is {kv_bytes / _GIB:g} on each of {gpus} GPUs, and {what} has "
             f"{has / _GIB:.1f} GiB in all; allowed: up to {has / gpus / _GIB:.1f}"
         )
-
-
-def _memory_total_bytes() -> int | None:
-    text = _C.read_kernel_file("/proc/meminfo") or ""
-    found = re.search(r"^MemTotal: *(\d+) kB$", text, re.MULTILINE)
-    return int(found[1]) << 10 if found else None

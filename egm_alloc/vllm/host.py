@@ -35,6 +35,41 @@ def kv_maker(
     return kv_cache.make_managed
 
 
+def _spare_bytes(settings: Settings) -> tuple[int, str]:
+    """Return what the host can give without cutting into the reserve, and what limits it."""
+    carveout = _C.egm_carveout()
+    if carveout is not None and settings.backing in ("auto", "numa"):
+        return carveout, "the carve-out of Extended GPU Memory"
+    found, booked = _C.host_memory(), _C.host_bookings()
+    spare = found["available_bytes"] - found["reserve_bytes"] - booked["promised_bytes"]
+    spare -= booked["others_promised_bytes"] + booked["others_pending_bytes"]
+    return max(0, spare), found["limited_by"]
+
+
+def check_room(size: int, settings: Settings) -> None:
+    """Refuse an extended KV cache that the host has no room for now, before weights are loaded.
+
+    Parameters
+    ----------
+    size : int
+        The bytes that this worker wants.
+    settings : Settings
+        The plugin's.
+
+    Raises
+    ------
+    RuntimeError
+        If they would cut into the reserve; names the setting and what is left.
+    """
+    spare, limit = _spare_bytes(settings)
+    if size > spare:
+        raise RuntimeError(
+            f"egm_alloc: {KV} is {size / _GIB:.2f}, and the host has room for "
+            f"{spare / _GIB:.2f} GiB beside the reserve ({limit}): lower it, or "
+            "EGM_ALLOC_HOST_RESERVE_GIB"
+        )
+
+
 def kv_bytes(worker: Any, settings: Settings) -> int:
     """Return the extended bytes for the KV cache of one GPU, alike in all workers.
 
@@ -53,14 +88,8 @@ def kv_bytes(worker: Any, settings: Settings) -> int:
             reason,
         )
         return 0
-    found, booked = _C.host_memory(), _C.host_bookings()
-    spare = found["available_bytes"] - found["reserve_bytes"] - booked["promised_bytes"]
-    spare -= booked["others_promised_bytes"] + booked["others_pending_bytes"]
-    carveout = _C.egm_carveout()
-    if carveout is not None and settings.backing in ("auto", "numa"):
-        spare = carveout
     gpus = max(1, worker.parallel_config.local_world_size)
-    return _least(max(0, spare) // 2 // gpus // _GIB * _GIB)
+    return _least(_spare_bytes(settings)[0] // 2 // gpus // _GIB * _GIB)
 
 
 def _least(mine: int) -> int:

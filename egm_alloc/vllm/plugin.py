@@ -33,12 +33,16 @@ class Patch:
     target: str
     step: Callable[..., Any]
 
-    def apply(self) -> None:
-        """Put the step in the method's place; once, however often it is called."""
+    def find(self) -> tuple[Any, str, Callable[..., Any]]:
+        """Return the owner of the method, its name and itself; imports the module."""
         module, path = self.target.split(":")
         *owners, name = path.split(".")
         owner = functools.reduce(getattr, owners, importlib.import_module(module))
-        method = getattr(owner, name)
+        return owner, name, getattr(owner, name)
+
+    def apply(self) -> None:
+        """Put the step in the method's place; once, however often it is called."""
+        owner, name, method = self.find()
         if hasattr(method, "egm_alloc_step"):
             return
 
@@ -134,7 +138,12 @@ def _install_part(part: Part, version: str, allow_untested: bool) -> bool:
     reason = contract.why_not(needs, read_installed, version, allow_untested)
     if reason is not None:
         logger.warning("egm_alloc: %s is off: %s", part.name, reason)
+        if part is KV_CACHE:
+            steps.forgo_kv_cache()
         return False
+    # What cannot be imported ends this before anything is changed.
+    for patch in part.patches:
+        patch.find()
     for patch in part.patches:
         patch.apply()
     if part is KV_CACHE:

@@ -18,18 +18,25 @@ _SAMPLE_BYTES = 256 << 20
 
 
 def log_costs(
-    worker: Any, kv_cache_config: Any, boundary: Boundary, kv_tensors: Sequence[torch.Tensor]
+    worker: Any,
+    kv_cache_config: Any,
+    boundary: Boundary,
+    kv_tensors: Sequence[torch.Tensor],
+    extended_weights: int,
 ) -> None:
     """Log one block: weights and KV tokens per tier, the link, the time that each step loses."""
     device = worker.device.index
-    tags = egm_alloc.stats(device).tags
-    extended_weights = tags["weights"].allocated_bytes if "weights" in tags else 0
     extended_kv = boundary.extended_blocks * boundary.block_bytes
     if extended_weights == 0 and extended_kv == 0:
         return
-    # With layers of several kinds a token takes blocks of each, and vLLM alone knows how many.
+    # With layers of several kinds a token takes blocks of each, and with context parallelism ranks
+    # share its blocks: vLLM alone knows how many.
     tokens_a_block = 0
-    if len(kv_cache_config.kv_cache_groups) == 1:
+    parallel = worker.parallel_config
+    ranks = getattr(parallel, "decode_context_parallel_size", 1) * getattr(
+        parallel, "prefill_context_parallel_size", 1
+    )
+    if len(kv_cache_config.kv_cache_groups) == 1 and ranks == 1:
         tokens_a_block = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
 
     def kv_part(blocks: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,15 @@ _NEVER_GIB = float(1 << 32)  # a threshold that no request reaches
 
 Step = Callable[..., Any]
 
+# Set where vLLM's scheduler and workers could not be patched to know of an extended KV cache.
+_kv_cache_is_vllms = False
+
+
+def forgo_kv_cache() -> None:
+    """Leave the KV cache to vLLM in this process, whatever the settings say."""
+    global _kv_cache_is_vllms  # noqa: PLW0603
+    _kv_cache_is_vllms = True
+
 
 @dataclass
 class _State:
@@ -35,6 +44,7 @@ class _State:
     settings: Settings
     weights_backing: str
     kv_bytes: int = 0
+    extended_weights_bytes: int = 0
     stock: _C.HostStock | None = None
 
 
@@ -49,6 +59,7 @@ def load_model(worker: Any, step: Step, *rest: Any, **options: Any) -> Any:
     """Load the weights, into HBM up to the bound and into host memory beyond it."""
     state = _state_of(worker)
     if isinstance(state.settings.kv_bytes, int):
+        host.check_room(state.settings.kv_bytes, state.settings)
         _begin_kv_stock(worker, state, state.settings.kv_bytes)
     bound = state.settings.weights_hbm_bytes
     if bound is None or (bound == "auto" and weights.moved_by_vllm(worker.vllm_config)):
@@ -57,8 +68,11 @@ def load_model(worker: Any, step: Step, *rest: Any, **options: Any) -> Any:
         bound = weights.default_hbm_bytes(
             worker.vllm_config, worker.requested_memory, state.settings.kv_bytes != 0
         )
+    before = weights.extended_bytes(worker.device.index)
     with weights.Placement(bound, state.weights_backing, worker.device.index):
-        return step(*rest, **options)
+        result = step(*rest, **options)
+    state.extended_weights_bytes += weights.extended_bytes(worker.device.index) - before
+    return result
 
 
 def determine_available_memory(worker: Any, step: Step, *rest: Any, **options: Any) -> int:
@@ -92,7 +106,7 @@ def initialize_from_config(
         kv_cache.check_layout(worker.model_runner.kv_caches, tensors, boundary)
         kv_cache.check_heads(tensors, boundary)
     try:
-        report.log_costs(worker, kv_cache_config, boundary, tensors)
+        report.log_costs(worker, kv_cache_config, boundary, tensors, state.extended_weights_bytes)
     except Exception:  # a report must not end a start that went well
         logger.exception("egm_alloc: what this start costs could not be found out")
 
@@ -137,6 +151,8 @@ def _state_of(worker: Any) -> _State:
     state = getattr(worker, "egm_alloc_state", None)
     if state is None:
         settings = from_environment()
+        if _kv_cache_is_vllms and not getattr(worker, "takes_steps_itself", False):
+            settings = replace(settings, kv_bytes=0)
         check(worker.vllm_config, settings)
         # Phases place tensors, sizes do not; and what HBM cannot hold is vLLM's to know.
         egm_alloc.enable(

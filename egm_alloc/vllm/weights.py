@@ -97,6 +97,12 @@ def _size_on_gpu(
     return int(made.nbytes)
 
 
+def extended_bytes(device: int) -> int:
+    """Return the bytes of weights that are on the host, of all models on a GPU."""
+    tags = egm_alloc.stats(device).tags
+    return tags["weights"].allocated_bytes if "weights" in tags else 0
+
+
 def moved_by_vllm(vllm_config: Any) -> bool:
     """Return whether vLLM itself is told to keep weights on the host."""
     offload = getattr(vllm_config, "offload_config", None)

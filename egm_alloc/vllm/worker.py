@@ -11,21 +11,30 @@ from typing import Any
 from vllm.v1.worker.gpu_worker import Worker as VllmWorker
 
 from egm_alloc.vllm import steps
+from egm_alloc_vllm import is_switched_off
 
 
 class Worker(VllmWorker):  # type: ignore[misc]
-    """vLLM's GPU worker, with weights and KV cache beyond HBM."""
+    """vLLM's GPU worker, with weights and KV cache beyond HBM; ``EGM_ALLOC_VLLM=0``: as it is."""
 
     takes_steps_itself = True  # where the plugin has patched the class below, too
 
     def load_model(self, *rest: Any, **options: Any) -> None:
         """Load the weights, into HBM up to the bound and into host memory beyond it."""
-        steps.load_model(self, super().load_model, *rest, **options)
+        if is_switched_off():
+            super().load_model(*rest, **options)
+        else:
+            steps.load_model(self, super().load_model, *rest, **options)
 
     def determine_available_memory(self) -> int:
         """Add the extended memory to what vLLM found for the KV cache in HBM."""
-        return steps.determine_available_memory(self, super().determine_available_memory)
+        step = super().determine_available_memory
+        return step() if is_switched_off() else steps.determine_available_memory(self, step)
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         """Allocate the KV cache, its first blocks in HBM, and say what it costs."""
-        steps.initialize_from_config(self, super().initialize_from_config, kv_cache_config)
+        step = super().initialize_from_config
+        if is_switched_off():
+            step(kv_cache_config)
+        else:
+            steps.initialize_from_config(self, step, kv_cache_config)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +18,7 @@ from egm_alloc.vllm import host, kv_cache, steps
 from egm_alloc.vllm.kv_cache import Boundary, Placement, find_boundary
 from egm_alloc.vllm.settings import Settings
 from tests.simulator import sim
+from tests.simulator.host import write_host
 from tests.vllm.fakes import GIB, MIB, Config, Runner, Tensor, Worker, config_of
 
 
@@ -172,6 +175,88 @@ def test_host_memory_comes_up_while_the_model_is_loaded_and_profiled(
     assert log.names.count("cuMemMap") == 256 * MIB // (2 * MIB)
     assert log.names.count("cuMemCreate") == 128 * MIB // (2 * MIB)  # the rest was there
     assert worker.egm_alloc_state.stock.held_bytes == 0
+
+
+@pytest.mark.simulated
+def test_what_the_host_cannot_give_now_is_refused_before_loading(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sim.set_host_root(write_host(tmp_path, 64, 10))
+    monkeypatch.setenv("EGM_ALLOC_VLLM_KV_GIB", "20")
+    monkeypatch.setenv("EGM_ALLOC_HOST_RESERVE_GIB", "2")
+    egm_alloc.enable(host_reserve_gib=2)
+    worker = Worker()
+    with pytest.raises(RuntimeError, match=r"KV_GIB is 20.00, and the host has room for 8.00 GiB"):
+        steps.load_model(worker, worker.load_model)
+    assert list(worker.model_runner.model.parameters()) == []
+
+
+@pytest.mark.simulated
+def test_sizes_place_nothing_in_vllms_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EGM_ALLOC_VLLM_KV_GIB", "0.125")
+    egm_alloc.enable(threshold_gib=0.001, mode="managed")
+    worker = Worker()
+    made: list[torch.Tensor] = []
+
+    def profile() -> int:
+        made.append(torch.empty(64 * MIB, dtype=torch.uint8, device="cuda"))
+        return 128 * MIB
+
+    steps.load_model(worker, worker.load_model)
+    made.append(torch.empty(64 * MIB, dtype=torch.uint8, device="cuda"))
+    steps.determine_available_memory(worker, profile)
+    assert [egm_alloc.info(tensor).tier for tensor in made] == ["device", "device"]
+
+
+@pytest.mark.simulated
+def test_second_engine_of_a_process_reports_its_own_weights(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB", "0")
+    engines = []
+    for _ in range(2):
+        worker = Worker(runner=Runner(torch.device("cuda:0"), weight_bytes=32 * MIB))
+        steps.load_model(worker, worker.load_model)
+        with caplog.at_level("INFO", logger="vllm.egm_alloc"):
+            steps.initialize_from_config(worker, worker.initialize_from_config, config_of(64, MIB))
+        engines.append(worker)
+    assert caplog.text.count("weights: 0.00 GiB in HBM, 0.06 GiB on the host") == 2
+
+
+@pytest.mark.simulated
+def test_engines_one_after_the_other_leave_nothing_on_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EGM_ALLOC_VLLM_KV_GIB", "0.125")
+    monkeypatch.setenv("EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB", "0")
+    before = sim.host_numa()["taken"]
+    for _ in range(3):
+        worker = Worker(runner=Runner(torch.device("cuda:0"), weight_bytes=32 * MIB))
+        worker.in_hbm = 128 * MIB
+        steps.load_model(worker, worker.load_model)
+        available = steps.determine_available_memory(worker, worker.determine_available_memory)
+        config = config_of(available // (2 * MIB), page_bytes=MIB)
+        steps.initialize_from_config(worker, worker.initialize_from_config, config)
+        assert sim.host_numa()["taken"] > before
+        del worker
+        gc.collect()
+        torch.cuda.empty_cache()
+        assert sim.host_numa()["taken"] == before
+        assert egm_alloc.stats().extended_tier.reserved_bytes == 0
+
+
+@pytest.mark.simulated
+def test_context_parallel_ranks_share_blocks_so_tokens_are_not_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("EGM_ALLOC_VLLM_KV_GIB", "0.125")
+    worker = Worker()
+    worker.parallel_config.decode_context_parallel_size = 2
+    steps.determine_available_memory(worker, worker.determine_available_memory)
+    with caplog.at_level("INFO", logger="vllm.egm_alloc"):
+        steps.initialize_from_config(worker, worker.initialize_from_config, config_of(128, MIB))
+    assert "blocks)" in caplog.text
+    assert "tokens" not in caplog.text
 
 
 def test_pieces_of_the_stock_are_small_beside_a_tensor() -> None:

@@ -26,8 +26,9 @@ SOURCES = {
     "vllm/engine/arg_utils.py": """
         class EngineArgs:
             def create_engine_config(self, usage_context=None, headless=False):
+                import os
                 from tests.vllm.fakes import vllm_config
-                return vllm_config()
+                return vllm_config(model__enable_sleep_mode="SLEEP" in os.environ)
         """,
     "vllm/v1/__init__.py": "",
     "vllm/v1/kv_cache_interface.py": """
@@ -196,8 +197,13 @@ def test_installed_and_not_configured_changes_nothing(
     assert (done.returncode, done.stdout, done.stderr) == (0, "False False False\n", "")
 
 
+@pytest.mark.simulated
 def test_configured_the_allocator_waits_for_the_workers(vllm: Path) -> None:
-    script = START + (
+    script = (
+        "from tests.simulator import sim\n"
+        "with sim.call_log(everything=True) as log:\n"
+        + textwrap.indent(START + CONFIGURE, "    ")
+        + "\nassert log.names == [], log.names\n"
         "import os, egm_alloc, torch\n"
         "print(egm_alloc.is_enabled(), torch.cuda.is_initialized())\n"
         "print(os.environ.get('EGM_ALLOC_AUTO_ENABLE'))"
@@ -216,6 +222,36 @@ def test_configured_the_kv_cache_is_placed_and_ordered(vllm: Path, script: str) 
 
 
 @pytest.mark.simulated
+@pytest.mark.parametrize("way", ["fork", "spawn"])
+def test_plugin_works_in_children_of_either_kind(vllm: Path, tmp_path: Path, way: str) -> None:
+    (tmp_path / "child.py").write_text(
+        "def serve():\n" + textwrap.indent(SERVE, "    ") + "\n    sys.stdout.flush()\n"
+    )
+    (tmp_path / "child.py").write_text("import sys\n" + (tmp_path / "child.py").read_text())
+    script = (
+        START
+        + CONFIGURE
+        + f"""
+import multiprocessing, child
+if __name__ == "__main__":
+    process = multiprocessing.get_context({way!r}).Process(target=child.serve)
+    process.start()
+    process.join()
+    sys.exit(process.exitcode)
+"""
+    )
+    (tmp_path / "parent.py").write_text(script)
+    done = run(
+        vllm,
+        "import runpy; runpy.run_module('parent', run_name='__main__')",
+        EGM_ALLOC_VLLM_KV_GIB="0.125",
+        **UNTESTED,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["HbmFirstQueue", "128", "split"], done.stderr
+
+
+@pytest.mark.simulated
 def test_source_that_was_not_checked_is_left_alone_and_said_so(vllm: Path) -> None:
     done = run(vllm, RUN, EGM_ALLOC_VLLM_KV_GIB="0.125")
     assert done.returncode == 0, done.stderr
@@ -227,9 +263,17 @@ def test_source_that_was_not_checked_is_left_alone_and_said_so(vllm: Path) -> No
 @pytest.mark.simulated
 def test_part_whose_source_lacks_something_is_off_and_the_others_are_on(vllm: Path) -> None:
     (vllm / "vllm/v1/core/block_pool.py").write_text("class BlockPool: pass\n")
-    done = run(vllm, RUN, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)
+    script = (
+        RUN
+        + """
+state = core.worker.egm_alloc_state
+print(state.settings.kv_bytes, state.stock)
+"""
+    )
+    done = run(vllm, script, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["Queue", "64", "-"]
+    # Weights leave room for vLLM's own KV cache, and no host memory is taken for another.
+    assert done.stdout.split() == ["Queue", "64", "-", "0", "None"]
     assert (
         "KV cache in host memory is off: vllm.v1.core.block_pool:BlockPool.__init__" in done.stderr
     )
@@ -237,10 +281,44 @@ def test_part_whose_source_lacks_something_is_off_and_the_others_are_on(vllm: Pa
 
 
 @pytest.mark.simulated
-def test_bad_setting_ends_the_start_before_anything_is_loaded(vllm: Path) -> None:
-    done = run(vllm, RUN, EGM_ALLOC_VLLM_KV_GIB="-1", **UNTESTED)
+def test_part_that_cannot_be_imported_is_off_whole(vllm: Path) -> None:
+    (vllm / "vllm/v1/core/sched/scheduler.py").write_text(
+        "import no_such_module\nclass Scheduler:\n"
+        "    def __init__(self, kv_cache_config):\n"
+        "        self.kv_cache_config = kv_cache_config\n"
+        "        self.kv_cache_manager = None\n"
+    )
+    script = (
+        START
+        + """
+from vllm.v1.worker.gpu_worker import Worker
+print(hasattr(Worker.determine_available_memory, "egm_alloc_step"))
+print(hasattr(Worker, "egm_alloc_extended_kv_bytes"))
+"""
+    )
+    done = run(vllm, script, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["False", "False"]
+    assert "no_such_module" in done.stderr
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"EGM_ALLOC_VLLM_KV_GIB": "-1"}, "KV_GIB is '-1'; allowed: a number"),
+        ({"EGM_ALLOC_VLLM_KV_GIB": "much"}, "KV_GIB is 'much'; allowed: a number"),
+        ({"EGM_ALLOC_VLLM_KV_GIB": "10000"}, "KV_GIB is 10000 on each of 1 GPUs"),
+        ({"EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB": "all"}, "WEIGHTS_HBM_GIB is 'all'; allowed: a"),
+        ({"EGM_ALLOC_VLLM_KV_GIB": "1", "SLEEP": "1"}, "KV_GIB is set together with sleep mode"),
+    ],
+)
+def test_bad_setting_ends_the_start_before_anything_is_loaded(
+    vllm: Path, setting: dict[str, str], sentence: str
+) -> None:
+    done = run(vllm, RUN, **setting, **UNTESTED)
     assert done.returncode == 1
-    assert "ValueError: EGM_ALLOC_VLLM_KV_GIB is '-1'; allowed: a number" in done.stderr
+    assert f"ValueError: EGM_ALLOC_VLLM_{sentence}" in done.stderr
     assert "create_engine_config" in done.stderr
 
 
@@ -266,6 +344,23 @@ print(available // MIB, *sorted({egm_alloc.info(c).backing for c in worker.model
         done = run(vllm, before + script, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == ["256", "split"]
+
+
+@pytest.mark.simulated
+def test_worker_class_that_is_switched_off_is_vllms(vllm: Path) -> None:
+    script = """
+import egm_alloc.vllm
+from tests.vllm.fakes import GIB, config_of, MIB
+worker = egm_alloc.vllm.Worker()
+worker.load_model()
+assert worker.determine_available_memory() == GIB
+worker.initialize_from_config(config_of(64, MIB))
+print(worker.egm_alloc_state, egm_alloc.is_enabled())
+"""
+    variables = {"EGM_ALLOC_VLLM": "off", "EGM_ALLOC_AUTO_ENABLE": "0"}
+    done = run(vllm, script, EGM_ALLOC_VLLM_KV_GIB="0.125", **variables)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["None", "False"]
 
 
 def test_entry_point_is_declared() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from egm_alloc.environment import unknown_variables
 from egm_alloc.vllm.checks import check
 from egm_alloc.vllm.settings import VARIABLES, Settings, from_environment
 from tests.simulator import sim
+from tests.simulator.host import write_host
 from tests.vllm.fakes import GIB, vllm_config
 
 
@@ -103,6 +105,17 @@ def test_what_cannot_go_together_is_refused(
         check(vllm_config(**changes), settings)
 
 
+def test_size_of_the_kv_cache_from_an_earlier_start_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLLM_ENABLE_STARTUP_PLAN", "1")
+    check(vllm_config(), Settings(kv_bytes=GIB))
+    with pytest.raises(ValueError, match=r"WEIGHTS_HBM_GIB .* VLLM_ENABLE_STARTUP_PLAN"):
+        check(vllm_config(), Settings(weights_hbm_bytes=GIB))
+    monkeypatch.setenv("VLLM_ENABLE_STARTUP_PLAN", "0")
+    check(vllm_config(), Settings(weights_hbm_bytes=GIB))
+
+
 def test_ray_that_copies_the_settings_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY", "MY_,EGM_ALLOC_")
     check(vllm_config(parallel__distributed_executor_backend="ray"), Settings(kv_bytes=GIB))
@@ -118,3 +131,16 @@ def test_more_than_the_host_has_is_refused_without_a_cuda_call() -> None:
             with pytest.raises(ValueError, match=r"KV_GIB is 300 on each of 2 GPUs, .* up to 25"):
                 check(config, Settings(kv_bytes=300 * GIB))
     assert log.names == []  # whoever checks may fork afterwards
+
+
+@pytest.mark.simulated
+def test_control_group_counts_for_what_the_host_has(tmp_path: Path) -> None:
+    root = write_host(tmp_path, 512, 500)
+    group = root / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text(f"{64 * GIB}\n")
+    (group / "memory.current").write_text("0\n")
+    sim.set_host_root(root)
+    check(vllm_config(), Settings(kv_bytes=60 * GIB))
+    with pytest.raises(ValueError, match=r"KV_GIB is 100 .* has 64.0 GiB in all"):
+        check(vllm_config(), Settings(kv_bytes=100 * GIB))
