@@ -175,7 +175,8 @@ def split_sweep(size_gib: int) -> None:
 
 def stalls() -> None:
     """Print the longest that a small allocation took while another thread brings memory up."""
-    for size_gib in (1, 8, 32):
+    sizes = [("pinned", 1), ("pinned", 8), ("pinned", 32), ("numa", 8), ("split", 16)]
+    for kind, size_gib in sizes:
         waits: list[float] = []
         done = threading.Event()
 
@@ -194,12 +195,12 @@ def stalls() -> None:
         before = max(waits)
         waits.clear()
         start = time.perf_counter()
-        tensor = tensor_in("pinned", size_gib * GIB)
+        tensor = tensor_in(kind, size_gib * GIB)
         took = time.perf_counter() - start
         done.set()
         thread.join()
         print(
-            f"pinned {size_gib:2d} GiB up in {took:6.2f} s; longest small allocation beside it "
+            f"{kind:6s} {size_gib:2d} GiB up in {took:6.2f} s; longest small allocation beside it "
             f"{max(waits) * 1e3:7.2f} ms, median {sorted(waits)[len(waits) // 2] * 1e6:.0f} us "
             f"(without: {before * 1e3:.2f} ms)",
             flush=True,

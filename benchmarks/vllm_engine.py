@@ -2,12 +2,14 @@
 
 Run by vllm_serving.py in a process of its own, with vLLM's options as JSON on the command line. It
 reads a load as JSON from each line, and answers each with a line of JSON behind ``RESULT``; the
-first answer says how it started.
+first answer says how it started. A load with ``restart`` is served by a new engine in this process.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import importlib
 import json
 import logging
 import random
@@ -47,17 +49,61 @@ def serve(llm: Any, load: dict[str, int]) -> dict[str, Any]:
     sampling = SamplingParams(
         temperature=0.0, max_tokens=load["output"], ignore_eos=True, detokenize=False
     )
-    start = time.perf_counter()
+    seconds, hashes, cached = 0.0, set(), 0
     for _ in range(load.get("repeat", 1)):
+        start = time.perf_counter()
         outputs = llm.generate(prompts, sampling, use_tqdm=False)
-    seconds = (time.perf_counter() - start) / load.get("repeat", 1)
-    tokens = [list(output.outputs[0].token_ids) for output in outputs]
+        seconds += time.perf_counter() - start
+        tokens = [list(output.outputs[0].token_ids) for output in outputs]
+        hashes.add(hashlib.sha256(json.dumps(tokens).encode()).hexdigest())
+        cached = sum(output.num_cached_tokens or 0 for output in outputs)
     return {
-        "tokens_per_s": sum(map(len, tokens)) / seconds,
-        "hash": hashlib.sha256(json.dumps(tokens).encode()).hexdigest(),
+        "tokens_per_s": load.get("repeat", 1) * sum(map(len, tokens)) / seconds,
+        "hashes": sorted(hashes),
         "distinct_tokens": len({token for sequence in tokens for token in sequence}),
-        "cached_prompt_tokens": sum(output.num_cached_tokens or 0 for output in outputs),
+        "cached_prompt_tokens": cached,
     }
+
+
+def most_extended_blocks(llm: Any) -> int | None:
+    """Return the most extended KV blocks that were in use at a time since this was last asked.
+
+    None if the engine core is in another process. The count is the free queue's, which the plugin
+    has put in the place of vLLM's.
+    """
+    try:
+        core = llm.llm_engine.engine_core.engine_core
+        queue = core.scheduler.kv_cache_manager.block_pool.free_block_queue
+    except AttributeError:
+        return None
+    most = int(getattr(queue, "most_extended", 0))
+    if most:
+        queue.most_extended = 0
+    return most
+
+
+def offloaded_bytes(llm: Any) -> int | None:
+    """Return the bytes of the parameters on the host, moved by vLLM or by the plugin.
+
+    None if the model is in another process.
+    """
+    try:
+        core = llm.llm_engine.engine_core.engine_core
+        model = core.model_executor.driver_worker.worker.model_runner.model
+    except AttributeError:
+        return None
+    by_vllm = sum(
+        int(p.nbytes) for p in model.parameters() if getattr(p, "_vllm_is_uva_offloaded", False)
+    )
+    if "egm_alloc" not in sys.modules:
+        return by_vllm
+    import egm_alloc
+
+    return by_vllm + sum(
+        int(p.nbytes)
+        for p in model.parameters()
+        if p.is_cuda and egm_alloc.info(p.detach()).tag == "weights"
+    )
 
 
 def answer(found: dict[str, Any]) -> None:
@@ -65,15 +111,11 @@ def answer(found: dict[str, Any]) -> None:
     print("RESULT " + json.dumps(found), flush=True)
 
 
-def main() -> None:
-    """Start the engine, and serve until there are no more loads."""
-    before = mem_available_bytes()
+def start(options: dict[str, Any]) -> Any:
+    """Start an engine."""
     from vllm import LLM
 
-    lines = Lines()
-    logging.getLogger("vllm.egm_alloc").addHandler(lines)  # importing vLLM sets logging up anew
-    start = time.perf_counter()
-    llm = LLM(
+    return LLM(
         **{
             "load_format": "dummy",
             "skip_tokenizer_init": True,
@@ -81,27 +123,55 @@ def main() -> None:
             "disable_log_stats": True,
             "enable_prefix_caching": False,
             "seed": 0,
-            **json.loads(sys.argv[1]),
+            **options,
         }
     )
-    started = time.perf_counter() - start
+
+
+def end(engines: list[Any]) -> None:
+    """End the only engine as vLLM's own tests do, so that another may start in this process."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    engines.pop().llm_engine.engine_core.shutdown()
+    gc.collect()
+    cleanup_dist_env_and_memory()
+
+
+def main() -> None:
+    """Start the engine, and serve until there are no more loads."""
+    options = json.loads(sys.argv[1])
+    before = mem_available_bytes()
+    importlib.import_module("vllm")
+    lines = Lines()
+    logging.getLogger("vllm.egm_alloc").addHandler(lines)  # importing vLLM sets logging up anew
+    began = time.perf_counter()
+    llm = start(options)
+    started = time.perf_counter() - began
     taken = before - mem_available_bytes()
     serve(llm, {"sequences": 2, "prompt": 16, "output": 4})
-    cache = llm.llm_engine.vllm_config.cache_config
     answer(
         {
             "start_s": started,
             "host_bytes_taken": taken,
-            "blocks": cache.num_gpu_blocks,
+            "blocks": llm.llm_engine.vllm_config.cache_config.num_gpu_blocks,
+            "offloaded_bytes": offloaded_bytes(llm),
             "plugin_said": lines.texts,
         }
     )
+    engines = [llm]
+    del llm
     for line in sys.stdin:
-        seen = len(lines.texts)
-        result = serve(llm, json.loads(line))
-        # Seen only where the engine core is in this process (VLLM_ENABLE_V1_MULTIPROCESSING=0).
-        result["extended_blocks_used"] = any("in use now" in text for text in lines.texts[seen:])
+        load = json.loads(line)
+        if load.pop("restart", False):
+            end(engines)
+            engines.append(start(options))
+        (llm,) = engines
+        most_extended_blocks(llm)
+        result = serve(llm, load)
+        result["extended_blocks"] = most_extended_blocks(llm)
+        result["mem_available_bytes"] = mem_available_bytes()
         answer(result)
+        del llm
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,17 +28,24 @@ class Engine:
     starts_s: list[float] = field(default_factory=list)
     process: subprocess.Popen[str] | None = None
     log: Path = Path(os.devnull)
+    path: str = ""  # goes before PYTHONPATH
 
     def start(self, options: argparse.Namespace) -> None:
         """Start it; `wait` waits until it is up."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith("EGM_ALLOC_")}
         engine = {**json.loads(options.engine), **self.options}
-        folder = Path(options.logs or tempfile.mkdtemp(prefix="vllm_serving."))
-        self.log = folder / f"{self.name.replace(' ', '_').replace(',', '')}.log"
-        with self.log.open("a") as log:
+        options.logs.mkdir(parents=True, exist_ok=True)
+        self.log = options.logs / f"{self.name.replace(' ', '_').replace(',', '')}.log"
+        path = ":".join(filter(None, (self.path, os.environ.get("PYTHONPATH"))))
+        with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.vllm_engine", json.dumps(engine)],
-                env={**kept, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **self.settings},
+                env={
+                    **kept,
+                    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+                    "PYTHONPATH": path,
+                    **self.settings,
+                },
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -47,20 +53,34 @@ class Engine:
                 start_new_session=True,
             )
 
-    def wait(self) -> None:
-        """Wait until it is up, and print what it says then."""
+    def wait(self, alone: bool = True) -> Result:
+        """Wait until it is up, print what it says then, and return it.
+
+        Parameters
+        ----------
+        alone : bool
+            Whether nothing else was starting, so that its time and memory are its own.
+        """
         result = self._answer()
         if "failed" in result:
             print(f"  {self.name}: failed: {result['failed']}", flush=True)
-            return
+            return result
         self.starts_s.append(result["start_s"])
+        moved = result["offloaded_bytes"]
         print(
-            f"  {self.name}: up in {result['start_s']:.1f} s, host memory taken "
-            f"{result['host_bytes_taken'] / GIB:.2f} GiB, {result['blocks']} blocks",
+            f"  {self.name}: up, {result['blocks']} blocks"
+            + (
+                f" in {result['start_s']:.1f} s, host memory taken "
+                f"{result['host_bytes_taken'] / GIB:.2f} GiB"
+                if alone
+                else ""
+            )
+            + (f", {moved} bytes of parameters on the host" if moved else ""),
             flush=True,
         )
         for text in result["plugin_said"]:
             print("    | " + text.replace("\n", "\n    | "), flush=True)
+        return result
 
     def begin(self, load: Load) -> None:
         """Have it serve a load, without waiting for the answer."""
@@ -87,7 +107,8 @@ class Engine:
     def kill(self) -> None:
         """End it and the processes that it has started, at once."""
         assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGKILL)
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.communicate()
         self.process = None
 
@@ -117,5 +138,5 @@ def one_line(load: Load, result: Result) -> str:
     return (
         f"{what}: {result['tokens_per_s']:.0f} tokens/s, {result['distinct_tokens']} distinct"
         + (f", {cached} prompt tokens from the cache" if cached else "")
-        + (", extended blocks used" if result["extended_blocks_used"] else "")
+        + (f", {result['extended_blocks']} extended blocks" if result["extended_blocks"] else "")
     )

@@ -12,8 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from collections import defaultdict
+from pathlib import Path
 
 from benchmarks.vllm_engine import mem_available_bytes
 from benchmarks.vllm_process import Engine, Load, Result, one_line
@@ -26,9 +28,9 @@ def kv(gib: float) -> dict[str, int]:
     return {"kv_cache_memory_bytes": int(gib * GIB)}
 
 
-def extended(gib: float) -> dict[str, str]:
-    """Return the setting for so much extended KV cache."""
-    if gib * GIB > mem_available_bytes() / 2:
+def extended(gib: float, gpus: int = 1) -> dict[str, str]:
+    """Return the setting for so much extended KV cache of each GPU."""
+    if gpus * gib * GIB > mem_available_bytes() / 2:
         raise SystemExit(f"vllm_serving: {gib} GiB is more than half of the host's free memory")
     return {"EGM_ALLOC_VLLM_KV_GIB": str(gib)}
 
@@ -49,7 +51,7 @@ def compare(
         for engine in plain:
             engine.start(options)
         for engine in plain:
-            engine.wait()
+            engine.wait(alone=False)
         for engine in engines:
             if engine not in plain:
                 engine.start(options)
@@ -61,12 +63,19 @@ def compare(
                     print(f"  {engine.name}, {one_line(load, result)}", flush=True)
                     found[index, engine.name].append(result)
             print(f"  = {summary(load, [found[index, e.name] for e in engines], engines)}")
-            hashes = {r["hash"] for e in engines for r in found[index, e.name] if "hash" in r}
             if same_tokens:
-                print("  = tokens identical" if len(hashes) == 1 else "  = TOKENS DIFFER")
+                print(f"  = {tokens_alike([r for e in engines for r in found[index, e.name]])}")
     finally:
         for engine in engines:
             engine.stop()
+
+
+def tokens_alike(results: list[Result]) -> str:
+    """Return whether all runs gave the same tokens, those left out that failed."""
+    hashes = {each for result in results for each in result.get("hashes", [])}
+    failed = sum("failed" in result for result in results)
+    text = "tokens identical" if len(hashes) == 1 else "TOKENS DIFFER"
+    return text + (f" ({failed} of {len(results)} runs failed)" if failed else "")
 
 
 def summary(load: Load, results: list[list[Result]], engines: list[Engine]) -> str:
@@ -101,7 +110,8 @@ def case_kv(options: argparse.Namespace) -> None:
         Engine("waiting", kv(sizes[0])),
         Engine("extended", kv(sizes[0]), extended(sizes[1])),
     ]
-    loads = [load(options, n * options.fitting) for n in (1, 2, 4, 8)]
+    loads = [load(options, options.fitting)]
+    loads += [load(options, n * sequences_per_hbm(options)) for n in (2, 4, 8)]
     compare("KV cache 8 times HBM's", engines, loads, options)
 
 
@@ -109,7 +119,11 @@ def case_context(options: argparse.Namespace) -> None:
     """Compare one context that is longer than HBM's KV cache with the same all in HBM."""
     length = 2 * options.fitting * (options.prompt + options.output)
     one = {"sequences": 1, "prompt": length - options.output, "output": options.output}
-    engine = {"max_model_len": length, "max_num_batched_tokens": 8192}
+    engine = {
+        "max_model_len": length,
+        "max_num_batched_tokens": 8192,
+        "hf_overrides": {"max_position_embeddings": length},
+    }
     engines = [
         Engine("all in HBM", {**engine, **kv(4 * options.kv_gib)}),
         Engine("plain", {**engine, **kv(options.kv_gib)}),
@@ -140,6 +154,10 @@ def case_prefix(options: argparse.Namespace) -> None:
         Engine("waiting", {**engine, **kv(options.kv_gib)}),
         Engine("HBM first", {**engine, **kv(options.kv_gib)}, size),
         Engine(
+            "offloading connector",
+            {**engine, **kv(options.kv_gib), "kv_offloading_size": 8 * options.kv_gib},
+        ),
+        Engine(
             "vLLM's order",
             {**engine, **kv(options.kv_gib), "worker_cls": "egm_alloc.vllm.Worker"},
             {**size, "VLLM_PLUGINS": ""},
@@ -154,7 +172,7 @@ def case_two_gpus(options: argparse.Namespace) -> None:
     two = {"tensor_parallel_size": 2, "disable_custom_all_reduce": True}
     engines = [
         Engine("all in HBM", {**two, **kv(2 * options.kv_gib)}),
-        Engine("extended", {**two, **kv(options.kv_gib)}, extended(options.kv_gib)),
+        Engine("extended", {**two, **kv(options.kv_gib)}, extended(options.kv_gib, gpus=2)),
     ]
     # A GPU has half of a token's KV: HBM holds twice the sequences.
     loads = [load(options, n * options.fitting) for n in (2, 3)]
@@ -179,31 +197,39 @@ def case_start(options: argparse.Namespace) -> None:
 
 
 def case_restart(options: argparse.Namespace) -> None:
-    """Start an engine five times and kill one; the host's memory must come back."""
+    """Start an engine five times in one process and kill it; host memory must come back."""
     size = 8 * options.kv_gib
     print("restarts", flush=True)
     before = mem_available_bytes()
     for in_process in ("0", "1"):
         settings = {**extended(size), "VLLM_ENABLE_V1_MULTIPROCESSING": in_process}
         engine = Engine(f"multiprocessing {in_process}", kv(options.kv_gib), settings)
-        for _ in range(5):
-            engine.start(options)
-            engine.wait()
-            engine.serve({**load(options, 2), "repeat": 1})
-            engine.stop()
-        print(f"  = host memory missing: {missing(before):.2f} GiB", flush=True)
         engine.start(options)
         engine.wait()
+        small = {**load(options, 2), "repeat": 1}
+        for number in range(5):
+            result = engine.serve({**small, "restart": number > 0})
+            if "failed" in result:
+                print(f"  start {number + 1} failed: {result['failed']}", flush=True)
+                break
+            held = (before - result["mem_available_bytes"]) / GIB
+            print(f"  start {number + 1}: host memory taken {held:.2f} GiB", flush=True)
         engine.begin(load(options, 8 * options.fitting))
         time.sleep(2)
         engine.kill()
         time.sleep(3)
-        print(f"  = after a kill in mid-run: {missing(before):.2f} GiB", flush=True)
+        print(f"  = missing after a kill in mid-run: {missing(before):.2f} GiB", flush=True)
 
 
 def missing(before: int) -> float:
     """Return by how many GiB the host has less memory available than before."""
     return (before - mem_available_bytes()) / GIB
+
+
+def sequences_per_hbm(options: argparse.Namespace) -> int:
+    """Return how many sequences, when they are done, have as much KV as HBM's part has room for."""
+    whole = (options.prompt + options.output) * options.kv_bytes_per_token
+    return int(options.kv_gib * GIB / whole)
 
 
 def load(options: argparse.Namespace, sequences: int) -> Load:
@@ -239,7 +265,13 @@ def main() -> None:
         help=f"cases, separated by commas: {', '.join(CASES)} (default: all but the last)",
     )
     parser.add_argument("--kv-gib", type=float, default=1.0, help="KV cache in HBM")
-    parser.add_argument("--fitting", type=int, default=44, help="sequences that it holds")
+    parser.add_argument("--kv-bytes-per-token", type=int, default=32768, help="all layers together")
+    parser.add_argument(
+        "--fitting",
+        type=int,
+        default=44,
+        help="sequences that it holds, with a block to spare each",
+    )
     parser.add_argument("--prompt", type=int, default=512, help="prompt tokens of each")
     parser.add_argument("--output", type=int, default=128, help="output tokens of each")
     parser.add_argument("--weights-gib", type=float, default=1.6, help="the model's weights")
@@ -247,7 +279,12 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="how often engines take turns")
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs: starts sooner")
     parser.add_argument("--attention", help="vLLM's attention backend")
-    parser.add_argument("--logs", help="a folder for what the engines say (default: a new one)")
+    parser.add_argument(
+        "--logs",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "vllm_serving",
+        help="a folder for what the engines say (default: %(default)s)",
+    )
     options = parser.parse_args()
     names = options.only.split(",")
     if not set(names) <= set(CASES):

@@ -121,7 +121,10 @@ def check_device_fraction(name: str, value: object) -> float:
     allowed = "a number from 0 (all on the host) to 1 (all in HBM)"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(_refusal(name, value, allowed))
-    fraction = float(value)
+    try:
+        fraction = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is too large for a float; allowed: {allowed}") from None
     if not 0 <= fraction <= 1:  # NaN fails this comparison too
         raise ValueError(_refusal(name, value, allowed))
     return fraction

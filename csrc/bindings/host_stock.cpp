@@ -1,9 +1,10 @@
 // The stock as a context manager.
 #include "bindings/host_stock.h"
 
-#include <optional>
+#include <memory>
 #include <stdexcept>
 #include <string>
+#include <thread>
 
 #include "cuda/host_stock.h"
 
@@ -12,6 +13,7 @@ namespace py = pybind11;
 namespace egm {
 namespace {
 
+// Its fields are changed under the GIL only.
 class BoundStock {
  public:
   BoundStock(DeviceIndex device, uint64_t size_bytes, uint64_t piece_bytes) {
@@ -19,23 +21,51 @@ class BoundStock {
       throw std::invalid_argument("device is " + std::to_string(device) +
                                   "; allowed: a GPU's index");
     }
-    stock_.emplace(device, Bytes(size_bytes), Bytes(piece_bytes));
+    stock_ = std::make_shared<HostStock>(device, Bytes(size_bytes), Bytes(piece_bytes));
   }
+  ~BoundStock() {
+    // Dropped within its block by another thread: that thread still takes from it.
+    if (scope_) leak(scope_.release(), stock_);
+  }
+  BoundStock(const BoundStock&) = delete;
+  BoundStock& operator=(const BoundStock&) = delete;
+
   void enter() {
-    py::gil_scoped_release unlocked;
-    if (!stock_ || scope_) throw std::runtime_error("a stock of host memory can be used once");
-    scope_.emplace(*stock_);
+    if (!stock_ || entered_) throw std::runtime_error("a stock of host memory can be used once");
+    entered_ = true;
+    user_ = std::this_thread::get_id();
+    const auto stock = stock_;
+    {
+      py::gil_scoped_release unlocked;
+      stock->wait();
+    }
+    if (stock_) scope_ = std::make_unique<HostStock::Scope>(*stock_);
   }
+
   void close() {
-    py::gil_scoped_release unlocked;
+    if (entered_ && user_ != std::this_thread::get_id()) {
+      throw std::runtime_error("another thread is using this stock of host memory");
+    }
     scope_.reset();
-    stock_.reset();
+    auto stock = std::move(stock_);
+    if (!stock) return;
+    py::gil_scoped_release unlocked;
+    stock->stop();
+    stock->wait();
+    stock.reset();
   }
+
   uint64_t held_bytes() const { return stock_ ? stock_->held().count() : 0; }
 
  private:
-  std::optional<HostStock> stock_;
-  std::optional<HostStock::Scope> scope_;
+  static void leak(HostStock::Scope*, const std::shared_ptr<HostStock>& stock) {
+    new std::shared_ptr<HostStock>(stock);
+  }
+
+  std::shared_ptr<HostStock> stock_;
+  std::unique_ptr<HostStock::Scope> scope_;
+  bool entered_ = false;
+  std::thread::id user_;
 };
 
 }  // namespace

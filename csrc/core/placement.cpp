@@ -10,6 +10,10 @@ BackingKind resolve(std::optional<BackingKind> backing, const Request& request,
   return backing ? *backing : auto_backing(request.device);
 }
 
+bool can_serve(BackingKind backing, const Request& request) {
+  return backing != BackingKind::kSplit || request.size >= kLeastSplit;
+}
+
 Placement on_backing(BackingKind backing, const Request& request, const Config& config,
                      double device_fraction) {
   Placement placement;
@@ -31,6 +35,7 @@ std::optional<Placement> place(const Request& request, const Config& config,
   const bool large = request.size >= config.threshold;
   if (scope != nullptr && request.size >= scope->min_bytes) {
     const BackingKind kind = resolve(scope->backing, request, auto_backing);
+    if (!can_serve(kind, request)) return std::nullopt;
     Placement placement = on_backing(kind, request, config, scope->device_fraction);
     if (kind == BackingKind::kSplit) placement.layout = scope->layout;
     placement.prefetch = kind == BackingKind::kManaged && config.prefetch && !large;
@@ -46,8 +51,9 @@ std::optional<Placement> place(const Request& request, const Config& config,
     return placement;
   }
   if (!large) return std::nullopt;
-  return on_backing(resolve(config.backing, request, auto_backing), request, config,
-                    config.device_fraction);
+  const BackingKind kind = resolve(config.backing, request, auto_backing);
+  if (!can_serve(kind, request)) return std::nullopt;
+  return on_backing(kind, request, config, config.device_fraction);
 }
 
 std::optional<Placement> spill_placement(const Request& request, const Config& config,

@@ -79,6 +79,9 @@ Bytes device_share(Bytes size, double device_fraction);
 // The part that takes host memory at once.
 Bytes host_share(Bytes size, const Placement& placement);
 
+// torch packs smaller requests into segments that they share, and a split segment is for one.
+inline constexpr Bytes kLeastSplit = mib(10);
+
 // Which pool of a placement serves a request: torch's best fit has no upper bound, so a small
 // request could be cut from a huge cached block, which then cannot be returned. Below 1 GiB all
 // sizes share pool 0, as they do in torch; above, there is one pool per power of two.

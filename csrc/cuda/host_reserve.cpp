@@ -148,7 +148,9 @@ std::optional<Refusal> refuse(ReserveQuestion question, const std::vector<Memory
 
 }  // namespace
 
-HostClaim::HostClaim(const Request& request, const Placement& placement) {
+HostClaim::HostClaim(const Request& request, const Placement& placement,
+                     const std::atomic<bool>* give_up)
+    : device_(request.device) {
   constexpr auto kLongestWait = std::chrono::minutes(1);
   constexpr auto kPause = std::chrono::milliseconds(10);
   const bool managed = placement.backing == BackingKind::kManaged;
@@ -158,8 +160,11 @@ HostClaim::HostClaim(const Request& request, const Placement& placement) {
   }
   const auto end = std::chrono::steady_clock::now() + kLongestWait;
   while (const auto refusal = book(request, placement)) {
-    if (!refusal->may_pass || std::chrono::steady_clock::now() >= end) {
-      state().ledger.refused_by_reserve(request.device, placement.backing);
+    const bool given_up = give_up != nullptr && *give_up;
+    if (given_up || !refusal->may_pass || std::chrono::steady_clock::now() >= end) {
+      if (give_up == nullptr) {
+        state().ledger.refused_by_reserve(request.device, placement.backing);
+      }
       throw ReserveExceeded(refusal->why);
     }
     std::this_thread::sleep_for(kPause);
@@ -223,17 +228,25 @@ void HostClaim::settle(const Segment& segment) {
   const bool managed = kind == BackingKind::kManaged;
   const Bytes of_node =
       may_be_of_carveout(kind) ? host_share(segment.size, segment.placement) : Bytes(0);
+  const Bytes passed = passed_by_stock();
   if (!booked && !managed && of_node == Bytes(0)) return;
   Books& all = books();
   std::lock_guard<std::mutex> lock(all.mutex);
   if (managed) all.promise.add(segment);
-  all.own.carveout = all.own.carveout - carveout_ + of_node;
+  all.own.carveout = all.own.carveout - carveout_ - passed + of_node;
   all.own.pending = all.own.pending - pending_;
   pending_ = carveout_ = Bytes(0);
-  if (booked) publish(all);
+  if (booked || passed > Bytes(0)) publish(all);
+}
+
+Bytes HostClaim::passed_by_stock() const noexcept {
+  HostStock* const stock = HostStock::of_this_thread(device_);
+  return stock != nullptr ? stock->pass_booking() : Bytes(0);
 }
 
 HostClaim::~HostClaim() {
+  // Taken for a range that then could not be made.
+  carveout_ = carveout_ + passed_by_stock();
   if (pending_ == Bytes(0) && carveout_ == Bytes(0)) return;
   Books& all = books();
   std::lock_guard<std::mutex> lock(all.mutex);

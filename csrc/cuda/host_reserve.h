@@ -3,6 +3,7 @@
 // core/process_table.h.
 #pragma once
 
+#include <atomic>
 #include <optional>
 #include <set>
 #include <string>
@@ -22,8 +23,10 @@ class HostClaim {
  public:
   // Throws ReserveExceeded with everything as it was. Not while other requests are under way, of
   // this process or another, which are counted twice the more of them is populated: it waits for
-  // those first, at most a minute.
-  HostClaim(const Request& request, const Placement& placement);
+  // those first, at most a minute, or until `give_up` is set by somebody: then the refusal is not
+  // counted as one of a request.
+  HostClaim(const Request& request, const Placement& placement,
+            const std::atomic<bool>* give_up = nullptr);
   ~HostClaim();
   // The segment is there: the claim has become what its memory takes, or has promised.
   void settle(const Segment& segment);
@@ -35,6 +38,10 @@ class HostClaim {
   // Under the mutex and in the turn of `book`.
   std::optional<Refusal> book_of_carveout(Bytes asked, Bytes carveout);
 
+  // What the stock of this thread has given since, and had booked.
+  Bytes passed_by_stock() const noexcept;
+
+  const DeviceIndex device_;
   Bytes pending_;
   Bytes carveout_;
 };

@@ -2,9 +2,16 @@
 #include "cuda/host_stock.h"
 
 #include <cuda_runtime_api.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <deque>
 #include <exception>
+#include <mutex>
+#include <thread>
+#include <utility>
 
 #include "cuda/driver.h"
 #include "cuda/errors.h"
@@ -20,92 +27,128 @@ constexpr Bytes kBatch = gib(1);
 
 thread_local HostStock* current = nullptr;
 
-Placement on_host_node() {
-  Placement placement;
-  placement.backing = BackingKind::kNuma;
-  return placement;
+Segment of_host_node(Bytes size, DeviceIndex device) {
+  Segment booked;
+  booked.size = size;
+  booked.device = device;
+  booked.placement.backing = BackingKind::kNuma;
+  return booked;
 }
 
 }  // namespace
 
-HostStock::HostStock(DeviceIndex device, Bytes total, Bytes piece)
-    : device_(device),
-      host_node_(host_node_of(device)),
-      piece_(round_up(
-          std::max(piece, Bytes(1)),
-          std::max(granularity_of({device, true}), granularity_of({device, false, host_node_})))),
-      pieces_(static_cast<size_t>(total.count() / piece_.count())) {
-  const NoSignalsScope scope;
-  thread_ = std::thread([this] { fill(); });
+// Shared with the thread, which may outlive the stock by the batch that it is at.
+struct HostStock::Shelf {
+  Shelf(DeviceIndex device, Bytes total, Bytes least_piece)
+      : device(device),
+        host_node(host_node_of(device)),
+        piece(round_up(
+            std::max(least_piece, Bytes(1)),
+            std::max(granularity_of({device, true}), granularity_of({device, false, host_node})))),
+        pieces(static_cast<size_t>(total.count() / piece.count())) {}
+
+  void fill() noexcept;
+  void put_batch(size_t count);
+
+  const DeviceIndex device;
+  const int host_node;
+  const Bytes piece;
+  const size_t pieces;
+  const pid_t process = getpid();
+  std::atomic<bool> stopped{false};
+  // Leaf lock.
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool filled = false;
+  bool given_up = false;
+  std::deque<Physical> held;
+  Bytes unpassed;
+};
+
+void HostStock::Shelf::put_batch(size_t count) {
+  const Segment booked = of_host_node(Bytes(count * piece.count()), device);
+  HostClaim claim(Request{booked.size, device}, booked.placement, &stopped);
+  std::deque<Physical> fresh;
+  while (fresh.size() < count && !stopped) {
+    fresh.emplace_back(piece, Site{device, false, host_node});
+  }
+  std::unique_lock<std::mutex> lock(mutex);
+  if (given_up || fresh.size() < count) return;
+  const bool first = held.empty();
+  if (first) held.swap(fresh);
+  for (Physical& physical : fresh) held.emplace_back(physical.leave());
+  lock.unlock();
+  claim.settle(booked);
 }
 
-HostStock::~HostStock() {
-  stopped_ = true;
-  wait();
-  for (const auto handle : handles_) driver().release(handle);
-  unbook(Bytes(handles_.size() * piece_.count()));
-}
-
-void HostStock::wait() noexcept {
-  if (thread_.joinable()) thread_.join();
-}
-
-Bytes HostStock::held() const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  return Bytes(handles_.size() * piece_.count());
-}
-
-void HostStock::fill() noexcept {
+void HostStock::Shelf::fill() noexcept {
   try {
-    check(cudaSetDevice(device_), "cudaSetDevice", piece_, device_);
+    check(cudaSetDevice(device), "cudaSetDevice", piece, device);
     const RelaxedCaptureScope relaxed;
-    const size_t batch = std::max<size_t>(1, kBatch.count() / piece_.count());
-    for (size_t done = 0; done < pieces_ && !stopped_;) {
-      const size_t wanted = std::min(batch, pieces_ - done);
-      const Bytes size(wanted * piece_.count());
-      HostClaim claim(Request{size, device_}, on_host_node());
-      std::deque<Physical> fresh;
-      while (fresh.size() < wanted && !stopped_) {
-        fresh.emplace_back(piece_, Site{device_, false, host_node_});
-      }
-      if (fresh.size() < wanted) return;
-      Segment booked;
-      booked.size = size;
-      booked.device = device_;
-      booked.placement = on_host_node();
-      claim.settle(booked);
-      done += wanted;
-      std::lock_guard<std::mutex> lock(mutex_);
-      for (Physical& physical : fresh) handles_.push_back(physical.leave());
+    const size_t batch = std::max<size_t>(1, kBatch.count() / piece.count());
+    for (size_t done = 0; done < pieces && !stopped; done += batch) {
+      put_batch(std::min(batch, pieces - done));
     }
   } catch (const std::exception&) {
     // It ends here; who needs more asks for it, and is told why it cannot be had.
   }
+  std::lock_guard<std::mutex> lock(mutex);
+  filled = true;
+  changed.notify_all();
+}
+
+HostStock::HostStock(DeviceIndex device, Bytes total, Bytes piece)
+    : shelf_(std::make_shared<Shelf>(device, total, piece)) {
+  const NoSignalsScope scope;
+  std::thread([shelf = shelf_] { shelf->fill(); }).detach();
+}
+
+HostStock::~HostStock() {
+  // A forked child has neither the thread nor the memory.
+  if (shelf_->process != getpid()) return;
+  std::deque<Physical> left;
+  Bytes booked;
+  {
+    std::lock_guard<std::mutex> lock(shelf_->mutex);
+    shelf_->stopped = shelf_->given_up = true;
+    left.swap(shelf_->held);
+    booked = std::exchange(shelf_->unpassed, Bytes(0));
+  }
+  booked = booked + Bytes(left.size() * shelf_->piece.count());
+  left.clear();
+  unbook_released(of_host_node(booked, shelf_->device));
+}
+
+Bytes HostStock::piece() const { return shelf_->piece; }
+
+Bytes HostStock::held() const {
+  std::lock_guard<std::mutex> lock(shelf_->mutex);
+  return Bytes(shelf_->held.size() * shelf_->piece.count());
+}
+
+void HostStock::stop() noexcept { shelf_->stopped = true; }
+
+void HostStock::wait() const noexcept {
+  std::unique_lock<std::mutex> lock(shelf_->mutex);
+  shelf_->changed.wait(lock, [this] { return shelf_->filled; });
 }
 
 std::optional<CUmemGenericAllocationHandle> HostStock::take() noexcept {
-  CUmemGenericAllocationHandle handle = 0;
-  {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (handles_.empty()) return std::nullopt;
-    handle = handles_.front();
-    handles_.pop_front();
-  }
-  unbook(piece_);
+  std::lock_guard<std::mutex> lock(shelf_->mutex);
+  if (shelf_->held.empty()) return std::nullopt;
+  const auto handle = shelf_->held.front().leave();
+  shelf_->held.pop_front();
+  shelf_->unpassed = shelf_->unpassed + shelf_->piece;
   return handle;
 }
 
-// What is taken is booked by the segment that takes it.
-void HostStock::unbook(Bytes size) const noexcept {
-  Segment booked;
-  booked.size = size;
-  booked.device = device_;
-  booked.placement = on_host_node();
-  unbook_released(booked);
+Bytes HostStock::pass_booking() noexcept {
+  std::lock_guard<std::mutex> lock(shelf_->mutex);
+  return std::exchange(shelf_->unpassed, Bytes(0));
 }
 
 HostStock* HostStock::of_this_thread(DeviceIndex device) {
-  return current != nullptr && current->device_ == device ? current : nullptr;
+  return current != nullptr && current->shelf_->device == device ? current : nullptr;
 }
 
 HostStock::Scope::Scope(HostStock& stock) : outer_(current) {

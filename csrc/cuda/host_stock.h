@@ -1,15 +1,12 @@
 // Host memory that a thread brings up ahead of the mapped ranges that will take it. The driver
 // takes its time for memory of a host NUMA node, one request after the other whoever asks, so what
-// will be needed is best asked for while something else is done (docs/memory-kinds.md).
+// will be needed is best asked for while something else is done.
 #pragma once
 
 #include <cuda.h>
 
-#include <atomic>
-#include <deque>
-#include <mutex>
+#include <memory>
 #include <optional>
-#include <thread>
 
 #include "core/units.h"
 
@@ -20,21 +17,28 @@ class HostStock {
   // Begins to bring up `total` bytes, rounded down to pieces of at least `piece`, as far as the
   // reserve allows. Throws CudaError where the driver cannot map memory of a host node.
   HostStock(DeviceIndex device, Bytes total, Bytes piece);
-  // Stops, and gives back what was not taken.
+  // Gives back what was not taken. Does not wait: what is still being brought up is given back by
+  // the thread that does so.
   ~HostStock();
   HostStock(const HostStock&) = delete;
   HostStock& operator=(const HostStock&) = delete;
 
-  Bytes piece() const { return piece_; }
+  Bytes piece() const;
   Bytes held() const;
   // Returns when all of it is up, or no more can be had: whoever needs that will be told why.
-  void wait() noexcept;
+  void wait() const noexcept;
+  // What is being brought up is the last.
+  void stop() noexcept;
+
   // A piece, which is the caller's from then on.
   std::optional<CUmemGenericAllocationHandle> take() noexcept;
+  // The bytes taken since this was last asked, whose booking passes to the caller.
+  Bytes pass_booking() noexcept;
 
   // The stock that this thread's ranges on a device take host memory from, or null.
   static HostStock* of_this_thread(DeviceIndex device);
-  // While it lives, this thread's ranges take from a stock, which is waited for.
+  // While it lives, this thread's ranges take from a stock, which is waited for. Ends in the thread
+  // in which it began.
   class Scope {
    public:
     explicit Scope(HostStock& stock);
@@ -47,17 +51,8 @@ class HostStock {
   };
 
  private:
-  void fill() noexcept;
-  void unbook(Bytes size) const noexcept;
-
-  const DeviceIndex device_;
-  const int host_node_;
-  const Bytes piece_;
-  const size_t pieces_;
-  std::atomic<bool> stopped_{false};
-  mutable std::mutex mutex_;
-  std::deque<CUmemGenericAllocationHandle> handles_;
-  std::thread thread_;
+  struct Shelf;
+  const std::shared_ptr<Shelf> shelf_;
 };
 
 }  // namespace egm

@@ -1,5 +1,6 @@
 // What is done around a request: bringing memory up before it, giving memory back after it. Which
 // requests are diverted is in tiered_allocator.cpp.
+#include <c10/core/AllocatorConfig.h>
 #include <c10/cuda/CUDAFunctions.h>
 
 #include <utility>
@@ -11,13 +12,42 @@
 
 namespace egm {
 
-// The segment that torch asks for if its cache misses (get_allocation_size in
-// c10/cuda/CUDACachingAllocator.cpp); settings such as roundup_power2_divisions may make it larger.
+namespace {
+
+using TorchConfig = c10::CachingAllocator::AcceleratorAllocatorConfig;
+
+// The setting large_segment_size_mb, of which development versions know nothing.
+template <typename Config>
+auto large_segment(int) -> decltype(Bytes(Config::large_segment_size())) {
+  return Bytes(Config::large_segment_size());
+}
+template <typename Config>
+Bytes large_segment(...) {
+  return mib(20);
+}
+
+// The setting roundup_power2_divisions: up to the next of so many equal steps between two powers of
+// two.
+Bytes rounded_by_setting(Bytes request) {
+  const uint64_t size = request.count();
+  const uint64_t steps = TorchConfig::roundup_power2_divisions(size);
+  if (steps < 2 || size <= 512 * steps) return request;
+  uint64_t power = 1;
+  while (power <= size / 2) power *= 2;
+  const uint64_t step = power / steps;
+  return step == 0 ? request : Bytes((size + step - 1) / step * step);
+}
+
+}  // namespace
+
+// The segment that torch asks for if its cache misses (round_size and get_allocation_size in
+// c10/cuda/CUDACachingAllocator.cpp).
 Bytes TieredAllocator::segment_size(Bytes request) {
   constexpr Bytes kRounding = mib(2);
-  if (request <= mib(1)) return kRounding;
-  if (request < mib(10)) return mib(20);
-  return Bytes((request.count() + kRounding.count() - 1) / kRounding.count() * kRounding.count());
+  const Bytes size = rounded_by_setting(request);
+  if (size <= mib(1)) return kRounding;
+  if (size < mib(10)) return large_segment<TorchConfig>(0);
+  return Bytes((size.count() + kRounding.count() - 1) / kRounding.count() * kRounding.count());
 }
 
 // Before the gate and torch's lock, under which it would hold up every other thread. If it cannot

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,6 +61,11 @@ def load_model(worker: Any, step: Step, *rest: Any, **options: Any) -> Any:
     if isinstance(state.settings.kv_bytes, int):
         host.check_room(state.settings.kv_bytes, state.settings)
         _begin_kv_stock(worker, state, state.settings.kv_bytes)
+    with _stock_only_if_it_goes_well(state):
+        return _load_weights(worker, state, step, *rest, **options)
+
+
+def _load_weights(worker: Any, state: _State, step: Step, *rest: Any, **options: Any) -> Any:
     bound = state.settings.weights_hbm_bytes
     if bound is None or (bound == "auto" and weights.moved_by_vllm(worker.vllm_config)):
         return step(*rest, **options)
@@ -80,11 +85,14 @@ def determine_available_memory(worker: Any, step: Step, *rest: Any, **options: A
     state = _state_of(worker)
     state.kv_bytes = host.kv_bytes(worker, state.settings)  # all workers meet in it
     _begin_kv_stock(worker, state, state.kv_bytes)
-    in_hbm = int(step(*rest, **options))
+    with _stock_only_if_it_goes_well(state):
+        in_hbm = int(step(*rest, **options))
     if not worker.cache_config.kv_cache_memory_bytes:
         in_hbm -= kv_cache.idle_bytes(worker.device.index)
-    # Without room in HBM not even the activations fit: vLLM's own error follows.
-    return in_hbm + state.kv_bytes if in_hbm > 0 else in_hbm
+    if in_hbm <= 0:  # not even the activations fit: vLLM's own error follows
+        _drop_stock(state)
+        return in_hbm
+    return in_hbm + state.kv_bytes
 
 
 def initialize_from_config(
@@ -94,7 +102,8 @@ def initialize_from_config(
     state = _state_of(worker)
     boundary = kv_cache.find_boundary(kv_cache_config, state.kv_bytes)
     tensors: list[torch.Tensor] = []
-    with state.stock or contextlib.nullcontext():
+    stock, state.stock = state.stock, None
+    with stock or contextlib.nullcontext():
         if boundary.extended_blocks == 0:
             step(kv_cache_config, *rest, **options)
         else:
@@ -117,6 +126,21 @@ def _begin_kv_stock(worker: Any, state: _State, size: int) -> None:
     if state.stock is None and size > 0 and maps:
         piece = kv_cache.stock_piece(size)
         state.stock = _C.HostStock(worker.device.index, size, piece)
+
+
+def _drop_stock(state: _State) -> None:
+    stock, state.stock = state.stock, None
+    if stock is not None:
+        stock.close()
+
+
+@contextlib.contextmanager
+def _stock_only_if_it_goes_well(state: _State) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        _drop_stock(state)
+        raise
 
 
 def extended_kv_bytes(worker: Any) -> int:

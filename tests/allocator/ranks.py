@@ -81,6 +81,15 @@ class Work:
             self.free()
         return results
 
+    def stock(self, mib: int) -> None:
+        """Have host memory brought up ahead, for tensors taken from now on."""
+        self.ahead = _C.HostStock(0, mib * MIB, 2 * MIB)
+        self.ahead.__enter__()
+
+    def end_stock(self) -> None:
+        """Give back what of it was not taken."""
+        self.ahead.__exit__(None, None, None)
+
     def free(self) -> None:
         """Give everything back to the host."""
         self.held.clear()

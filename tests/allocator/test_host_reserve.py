@@ -190,6 +190,19 @@ def test_carveout_is_shared_too(tmp_path: Path, rank: Ranks) -> None:
     assert rank(carved).do("take", 60, "numa") == ""
 
 
+def test_carveout_counts_what_is_brought_up_ahead_once(tmp_path: Path, rank: Ranks) -> None:
+    carved = host(tmp_path / "carved", 100, egm_mib=100)
+    first, second = rank(carved), rank(carved)
+    first.do("stock", 60)
+    assert "(62914560 bytes) by other processes" in second.do("take", 60, "numa")
+    assert first.do("take", 80, "numa") == ""
+    assert "(83886080 bytes) by other processes" in second.do("take", 40, "numa")
+    assert "the EGM carve-out of" in first.do("take", 40, "numa")
+    first.do("free")
+    first.do("end_stock")
+    assert second.do("take", 90, "numa") == ""
+
+
 def test_control_groups_count_who_is_in_them(tmp_path: Path, root: Path, rank: Ranks) -> None:
     group = tmp_path / "group"
     group.mkdir()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 
 import egm_alloc
 from egm_alloc import _C
-from tests.allocator.conftest import GIB, MIB, block
+from tests.allocator.conftest import GIB, MIB, Background, block
 from tests.backings.conftest import make
 from tests.simulator import sim
 from tests.simulator.host import write_host
@@ -23,6 +25,13 @@ CHUNK = 2 * MIB
 
 def taken() -> int:
     return sim.host_numa()["taken"]
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -82,19 +91,64 @@ def test_failing_driver_ends_it_in_silence_and_the_tensor_says_why() -> None:
                 make(16 * CHUNK, "numa")
 
 
-def test_closing_it_early_gives_everything_back() -> None:
+@pytest.mark.parametrize("filled", [True, False])
+def test_closing_it_gives_everything_back(filled: bool) -> None:
     before = taken()
     stock = _C.HostStock(0, 64 * CHUNK, CHUNK)
+    if filled:
+        wait_for(lambda: stock.held_bytes == 64 * CHUNK)
     stock.close()
     assert taken() == before
     with pytest.raises(RuntimeError, match="once"), stock:
         pass
 
 
-def test_program_may_forget_it() -> None:
+@pytest.mark.parametrize("filled", [True, False])
+def test_program_may_forget_it(filled: bool) -> None:
     before = taken()
-    _C.HostStock(0, 16 * CHUNK, CHUNK)
-    assert taken() == before
+    stocks = [_C.HostStock(0, 16 * CHUNK, CHUNK)]
+    if filled:
+        wait_for(lambda: stocks[0].held_bytes == 16 * CHUNK)
+    stocks.clear()
+    wait_for(lambda: taken() == before)
+
+
+def test_forgetting_it_does_not_wait_for_what_is_brought_up() -> None:
+    before = taken()
+    with sim.stall_call("cuMemCreate") as stall:
+        stock = _C.HostStock(0, 16 * CHUNK, CHUNK)
+        stall.wait_until_reached()
+        del stock  # while the thread is in the midst of the call
+    wait_for(lambda: taken() == before)
+
+
+def test_only_the_thread_that_uses_it_may_close_it() -> None:
+    stock = _C.HostStock(0, 16 * CHUNK, CHUNK)
+    with stock:
+        with pytest.raises(RuntimeError, match="another thread"):
+            Background(stock.close).finish()
+        assert make(10 * CHUNK, "numa").numel() == 10 * CHUNK
+    assert stock.held_bytes == 0
+
+
+def test_child_of_a_fork_has_none_of_it() -> None:
+    stock = _C.HostStock(0, 16 * CHUNK, CHUNK)
+    wait_for(lambda: stock.held_bytes == 16 * CHUNK)
+    child = os.fork()
+    if child == 0:
+        del stock
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    with stock:
+        assert stock.held_bytes == 16 * CHUNK
+
+
+def test_refused_stock_is_no_refused_request(tmp_path: Path) -> None:
+    sim.set_host_root(write_host(tmp_path, 1, 10 / 1024))
+    egm_alloc.enable(host_reserve_gib=0)
+    with _C.HostStock(0, GIB, CHUNK):
+        pass
+    assert egm_alloc.stats().extended["numa"].reserve_refusals == 0
 
 
 @pytest.mark.parametrize(("egm_gib", "wanted"), [(0, 120 * MIB), (0.1, 90 * MIB)])

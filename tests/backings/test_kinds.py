@@ -68,6 +68,23 @@ def test_split_memory_is_reused_for_the_same_size_and_fraction_only() -> None:
     assert make(32 * MIB, "split", fraction=0.5).data_ptr() == first
 
 
+@pytest.mark.parametrize("nbytes", [MIB, 2 * MIB, 10 * MIB - 1])
+def test_what_torch_packs_with_others_is_not_split(nbytes: int) -> None:
+    assert egm_alloc.info(make(nbytes, "split")).tier == "device"
+    egm_alloc.enable(threshold_gib=nbytes / GIB, backing="split")
+    assert egm_alloc.info(block(nbytes)).tier == "device"
+
+
+def test_split_tensors_have_segments_of_their_own() -> None:
+    for nbytes in (10 * MIB, 10 * MIB + 1, 19 * MIB):
+        first, second = make(nbytes, "split"), make(nbytes, "split")
+        before = egm_alloc.info(first)
+        assert before.segment_address != egm_alloc.info(second).segment_address
+        egm_alloc.migrate(second, device_fraction=1)
+        egm_alloc.migrate(second, device_fraction=0)
+        assert egm_alloc.info(first) == before
+
+
 def test_split_fraction_is_the_configurations_unless_given() -> None:
     egm_alloc.enable(device_fraction=0.75)
     assert egm_alloc.info(make(32 * MIB, "split")).on_device_bytes == 24 * MIB

@@ -167,6 +167,10 @@ def test_host_memory_comes_up_while_the_model_is_loaded_and_profiled(
     worker = Worker(runner=Runner(torch.device("cuda:0"), weight_bytes=2 * MIB))
     worker.in_hbm = 128 * MIB
     steps.load_model(worker, worker.load_model)
+    stock = worker.egm_alloc_state.stock
+    assert (stock is None) == (size == "auto")  # which is found out after loading
+    if stock is not None:
+        wait_for(lambda: stock.held_bytes == 128 * MIB)
     available = steps.determine_available_memory(worker, worker.determine_available_memory)
     config = config_of(available // (2 * MIB), page_bytes=MIB)
     wait_for(lambda: worker.egm_alloc_state.stock.held_bytes == 128 * MIB)
@@ -174,7 +178,43 @@ def test_host_memory_comes_up_while_the_model_is_loaded_and_profiled(
         steps.initialize_from_config(worker, worker.initialize_from_config, config)
     assert log.names.count("cuMemMap") == 256 * MIB // (2 * MIB)
     assert log.names.count("cuMemCreate") == 128 * MIB // (2 * MIB)  # the rest was there
-    assert worker.egm_alloc_state.stock.held_bytes == 0
+    assert worker.egm_alloc_state.stock is None
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize("failing", ["load_model", "profile", "no room", "allocate"])
+def test_start_that_fails_gives_host_memory_back_though_the_worker_lives(
+    monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    monkeypatch.setenv("EGM_ALLOC_VLLM_KV_GIB", "0.125")
+    before = sim.host_numa()["taken"]
+    worker = Worker()
+    worker.in_hbm = 0 if failing == "no room" else 128 * MIB
+
+    def fail(*_: object) -> int:
+        wait_for(lambda: sim.host_numa()["taken"] > before)
+        raise RuntimeError("as a start fails")
+
+    def start() -> None:
+        steps.load_model(worker, fail if failing == "load_model" else worker.load_model)
+        profile = fail if failing == "profile" else worker.determine_available_memory
+        steps.determine_available_memory(worker, profile)
+        if failing == "allocate":
+            steps.initialize_from_config(worker, fail, config_of(128, page_bytes=MIB))
+
+    if failing == "no room":
+        start()
+    else:
+        with pytest.raises(RuntimeError, match="as a start fails"):
+            start()
+    assert sim.host_numa()["taken"] == before
+    # Another try begins anew.
+    worker.in_hbm = 128 * MIB
+    steps.load_model(worker, worker.load_model)
+    steps.determine_available_memory(worker, worker.determine_available_memory)
+    config = config_of(128, page_bytes=MIB)
+    steps.initialize_from_config(worker, worker.initialize_from_config, config)
+    assert len(worker.model_runner.kv_caches) == 2
 
 
 @pytest.mark.simulated
