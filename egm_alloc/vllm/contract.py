@@ -56,6 +56,11 @@ _INITIALIZE_FROM_CONFIG = Need(
 CHECKS = (Need("vllm.engine.arg_utils:EngineArgs.create_engine_config", ("self",)),)
 WEIGHTS = (
     Need("vllm.v1.worker.gpu_worker:Worker.load_model", ("self",), ("model_runner", "load_model")),
+    Need(
+        "vllm.model_executor.model_loader.base_loader:BaseModelLoader.load_model",
+        ("self", "vllm_config", "model_config"),
+        ("load_weights",),
+    ),
     Need("vllm.v1.worker.gpu_worker:Worker.init_device", ("self",), ("requested_memory", "device")),
     _INITIALIZE_FROM_CONFIG,
 )

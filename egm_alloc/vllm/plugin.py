@@ -79,7 +79,14 @@ _ALLOCATE = Patch(
 WEIGHTS = Part(
     "weights in host memory",
     contract.WEIGHTS,
-    (Patch("vllm.v1.worker.gpu_worker:Worker.load_model", steps.load_model), _ALLOCATE),
+    (
+        Patch("vllm.v1.worker.gpu_worker:Worker.load_model", steps.load_model),
+        Patch(
+            "vllm.model_executor.model_loader.base_loader:BaseModelLoader.load_model",
+            steps.load_one_model,
+        ),
+        _ALLOCATE,
+    ),
 )
 KV_CACHE = Part(
     "KV cache in host memory",

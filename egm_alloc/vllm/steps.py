@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +36,12 @@ def forgo_kv_cache() -> None:
     """Leave the KV cache to vLLM in this process, whatever the settings say."""
     global _kv_cache_is_vllms  # noqa: PLW0603
     _kv_cache_is_vllms = True
+
+
+# Of the worker that is loading: what its loaders make goes where this says.
+_placement_of_weights: ContextVar[weights.Placement | None] = ContextVar(
+    "_placement_of_weights", default=None
+)
 
 
 @dataclass
@@ -74,10 +81,22 @@ def _load_weights(worker: Any, state: _State, step: Step, *rest: Any, **options:
             worker.vllm_config, worker.requested_memory, state.settings.kv_bytes != 0
         )
     before = weights.extended_bytes(worker.device.index)
-    with weights.Placement(bound, state.weights_backing, worker.device.index):
+    placement = weights.Placement(bound, state.weights_backing, worker.device.index)
+    with contextlib.ExitStack() as stack:
+        if getattr(worker, "takes_steps_itself", False):
+            stack.enter_context(placement)
+        else:
+            token = _placement_of_weights.set(placement)
+            stack.callback(_placement_of_weights.reset, token)
         result = step(*rest, **options)
     state.extended_weights_bytes += weights.extended_bytes(worker.device.index) - before
     return result
+
+
+def load_one_model(loader: Any, step: Step, *rest: Any, **options: Any) -> Any:
+    """Load the weights of one model; what the worker makes besides, such as samplers, is not."""
+    with _placement_of_weights.get() or contextlib.nullcontext():
+        return step(*rest, **options)
 
 
 def determine_available_memory(worker: Any, step: Step, *rest: Any, **options: Any) -> int:

@@ -99,6 +99,10 @@ class Runner:
                 )
         self.model_memory_usage = torch.cuda.memory_allocated() - before
 
+    def make_sampler(self) -> torch.Tensor:
+        """Make what vLLM's runners make for sampling once the model is loaded."""
+        return torch.zeros(4 * MIB, dtype=torch.int32, device=self.device)
+
     def initialize_kv_cache(self, config: Config) -> None:
         """Make the KV tensors as vLLM 0.26 does, and other tensors beside them."""
         for wanted in config.kv_cache_tensors:
@@ -109,7 +113,9 @@ class Runner:
 
 
 class Worker:
-    """vLLM's GPU worker."""
+    """vLLM's GPU worker; there is no loader that could be patched."""
+
+    takes_steps_itself = True
 
     def __init__(self, config: Any | None = None, runner: Runner | None = None) -> None:
         self.vllm_config = config or vllm_config()

@@ -31,6 +31,17 @@ SOURCES = {
                 return vllm_config(model__enable_sleep_mode="SLEEP" in os.environ)
         """,
     "vllm/v1/__init__.py": "",
+    "vllm/model_executor/__init__.py": "",
+    "vllm/model_executor/model_loader/__init__.py": "",
+    "vllm/model_executor/model_loader/base_loader.py": """
+        class BaseModelLoader:
+            def load_model(self, vllm_config, model_config, prefix=""):
+                initialize_model = model_config.load_model
+                initialize_model()
+                return self.load_weights(model_config)
+            def load_weights(self, model):
+                return model
+        """,
     "vllm/v1/kv_cache_interface.py": """
         class KVCacheTensor:
             size: int
@@ -41,11 +52,14 @@ SOURCES = {
     "vllm/v1/worker/__init__.py": "",
     "vllm/v1/worker/gpu_worker.py": """
         from tests.vllm import fakes
+        from vllm.model_executor.model_loader.base_loader import BaseModelLoader
         class Worker(fakes.Worker):
+            takes_steps_itself = False
             def init_device(self):
                 self.requested_memory, self.device
             def load_model(self, *, load_dummy_weights=False):
-                self.model_runner.load_model()
+                BaseModelLoader().load_model(self.vllm_config, self.model_runner)
+                self.sampler = self.model_runner.make_sampler()
             def determine_available_memory(self):
                 self.cache_config.kv_cache_memory_bytes = self.requested_memory
                 return self.in_hbm
@@ -249,6 +263,27 @@ if __name__ == "__main__":
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["HbmFirstQueue", "128", "split"], done.stderr
+
+
+@pytest.mark.simulated
+def test_only_what_a_loader_makes_is_weights(vllm: Path) -> None:
+    script = (
+        START
+        + CONFIGURE
+        + """
+from vllm.v1.worker.gpu_worker import Worker
+from tests.vllm import fakes
+import torch, egm_alloc
+runner = fakes.Runner(torch.device("cuda:0"), weight_bytes=32 * fakes.MIB)
+worker = Worker(fakes.vllm_config(), runner)
+worker.load_model()
+print({egm_alloc.info(p.detach()).backing for p in runner.model.parameters()})
+print(egm_alloc.info(worker.sampler).tier)
+"""
+    )
+    done = run(vllm, script, EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB="0", **UNTESTED)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["{'pinned'}", "device"]
 
 
 @pytest.mark.simulated
