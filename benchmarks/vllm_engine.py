@@ -82,16 +82,29 @@ def most_extended_blocks(llm: Any) -> int | None:
     return most
 
 
-def offloaded_bytes(llm: Any) -> int | None:
-    """Return the bytes of the parameters on the host, moved by vLLM or by the plugin.
-
-    None if the model is in another process.
-    """
+def model_of(llm: Any) -> Any:
+    """Return the model, or None if it is in another process."""
     try:
         core = llm.llm_engine.engine_core.engine_core
-        model = core.model_executor.driver_worker.worker.model_runner.model
+        return core.model_executor.driver_worker.worker.model_runner.model
     except AttributeError:
         return None
+
+
+def parameter_bytes(llm: Any) -> int:
+    """Return the bytes of all parameters; 0 if the model is in another process."""
+    model = model_of(llm)
+    return sum(int(p.nbytes) for p in model.parameters()) if model is not None else 0
+
+
+def offloaded_bytes(llm: Any) -> int:
+    """Return the bytes of the parameters on the host, moved by vLLM or by the plugin.
+
+    0 if the model is in another process.
+    """
+    model = model_of(llm)
+    if model is None:
+        return 0
     by_vllm = sum(
         int(p.nbytes) for p in model.parameters() if getattr(p, "_vllm_is_uva_offloaded", False)
     )
@@ -155,6 +168,7 @@ def main() -> None:
             "host_bytes_taken": taken,
             "blocks": llm.llm_engine.vllm_config.cache_config.num_gpu_blocks,
             "offloaded_bytes": offloaded_bytes(llm),
+            "parameter_bytes": parameter_bytes(llm),
             "plugin_said": lines.texts,
         }
     )

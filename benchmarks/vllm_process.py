@@ -30,6 +30,10 @@ class Engine:
     log: Path = Path(os.devnull)
     path: str = ""  # goes before PYTHONPATH
 
+    def extends(self) -> bool:
+        """Return whether it takes host memory for weights or its KV cache."""
+        return any(name.startswith("EGM_ALLOC_") for name in self.settings)
+
     def start(self, options: argparse.Namespace) -> None:
         """Start it; `wait` waits until it is up."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith("EGM_ALLOC_")}

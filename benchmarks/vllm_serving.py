@@ -40,22 +40,30 @@ def compare(
     engines: list[Engine],
     loads: list[Load],
     options: argparse.Namespace,
+    *,
     same_tokens: bool = True,
+    together: bool = False,
 ) -> None:
-    """Have engines serve in turns; print ratios to the first and whether the tokens agree."""
+    """Have engines serve in turns; print ratios to the first and whether the tokens agree.
+
+    With `together` all start at the same time, and what each takes of the host is not known.
+    """
     print(title, flush=True)
     found: dict[tuple[int, str], list[Result]] = defaultdict(list)
+    engines_to_start = [engine for engine in engines if engine.process is None]
     try:
         # The extended ones after the others, one by one: then what the host has less is theirs.
-        plain = [e for e in engines if not any(s.startswith("EGM_ALLOC_") for s in e.settings)]
+        plain = [e for e in engines_to_start if together or not e.extends()]
         for engine in plain:
             engine.start(options)
         for engine in plain:
             engine.wait(alone=False)
-        for engine in engines:
+        for engine in engines_to_start:
             if engine not in plain:
                 engine.start(options)
                 engine.wait()
+        for engine in engines:  # what is compiled at its first use is not measured
+            engine.serve({**loads[0], "repeat": 1})
         for index, load in enumerate(loads):
             for _ in range(options.turns):
                 for engine in engines:
@@ -115,6 +123,15 @@ def case_kv(options: argparse.Namespace) -> None:
     compare("KV cache 8 times HBM's", engines, loads, options)
 
 
+def case_fitting(options: argparse.Namespace) -> None:
+    """Compare a KV cache 8 times what HBM holds with plain vLLM, at a load that HBM holds."""
+    engines = [
+        Engine("plain", kv(options.kv_gib)),
+        Engine("extended", kv(options.kv_gib), extended(8 * options.kv_gib)),
+    ]
+    compare("a load that HBM holds", engines, [load(options, options.fitting)], options)
+
+
 def case_context(options: argparse.Namespace) -> None:
     """Compare one context that is longer than HBM's KV cache with the same all in HBM."""
     length = 2 * options.fitting * (options.prompt + options.output)
@@ -134,16 +151,22 @@ def case_context(options: argparse.Namespace) -> None:
 
 def case_weights(options: argparse.Namespace) -> None:
     """Compare weights twice what HBM may hold of them with vLLM's own offloading."""
-    half = options.weights_gib / 2
-    bound = {"EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB": str(half)}
     first = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
+    offload = {**kv(options.kv_gib), "cpu_offload_gb": options.weights_gib / 2}
+    theirs = Engine("offloaded by vLLM", offload, first)
+    theirs.start(options)
+    up = theirs.wait()
+    # What vLLM leaves in HBM of the parameters, which it moves whole.
+    left = up.get("parameter_bytes", 0) - up.get("offloaded_bytes", 0)
+    bound = {"EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB": str(left / GIB)}
     engines = [
-        Engine("offloaded by vLLM", {**kv(options.kv_gib), "cpu_offload_gb": half}, first),
+        theirs,
+        Engine("all in HBM, V1", kv(options.kv_gib), first),
         Engine("extended, V1", kv(options.kv_gib), {**bound, **first}),
         Engine("extended, V2", kv(options.kv_gib), {**bound, "VLLM_USE_V2_MODEL_RUNNER": "1"}),
-        Engine("all in HBM, V1", kv(options.kv_gib), first),
     ]
-    compare("weights twice HBM's", engines, [load(options, options.fitting)], options)
+    once = {**load(options, options.fitting), "repeat": 1}
+    compare("weights twice HBM's", engines, [once], options)
 
 
 def case_prefix(options: argparse.Namespace) -> None:
@@ -176,7 +199,7 @@ def case_two_gpus(options: argparse.Namespace) -> None:
     ]
     # A GPU has half of a token's KV: HBM holds twice the sequences.
     loads = [load(options, n * options.fitting) for n in (2, 3)]
-    compare("two GPUs", engines, loads, options)
+    compare("two GPUs", engines, loads, options, together=True)
 
 
 def case_start(options: argparse.Namespace) -> None:
@@ -245,6 +268,7 @@ def load(options: argparse.Namespace, sequences: int) -> Load:
 
 CASES = {
     "idle": case_idle,
+    "fitting": case_fitting,
     "kv": case_kv,
     "context": case_context,
     "weights": case_weights,

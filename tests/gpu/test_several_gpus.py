@@ -57,11 +57,17 @@ def test_copies_between_gpus_keep_contents(
     assert torch.equal(back, tensor)
 
 
+@pytest.mark.parametrize("registered", ["0", "1"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_reduce_of_extended_tensors_is_right(kind: str, tmp_path: Path) -> None:
+def test_all_reduce_of_extended_tensors_is_right(
+    kind: str, registered: str, tmp_path: Path
+) -> None:
+    # With it on, torch registers every segment with NCCL as a user's buffer.
+    environment = {**os.environ, "TORCH_NCCL_USE_TENSOR_REGISTER_ALLOCATOR_HOOK": registered}
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", ALL_REDUCE, kind, str(rank), str(tmp_path / "store")],
+            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
