@@ -148,7 +148,7 @@ def migrate(tensor: torch.Tensor, *, device_fraction: float) -> int:
         If `tensor` is in other memory, or `device_fraction` is not allowed.
     RuntimeError
         If HBM or the host is too short of memory; the tensor is whole then, and chunks that moved
-        before stay moved. During a CUDA graph capture.
+        before stay moved. During a CUDA graph capture, or within a ``use_mem_pool`` block.
 
     Notes
     -----

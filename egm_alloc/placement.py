@@ -35,8 +35,9 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
         Where their memory comes from; ``"device"`` is HBM whatever the size and the mode, and
         ``"auto"`` what suits the device.
     device_fraction : float, optional
-        Backing ``"split"``: the part of each tensor that is in HBM, from 0 to 1. Default: that of
-        the configuration.
+        Backing ``"split"``: the part of each tensor that is in HBM, from 0 to 1, rounded down to
+        pieces of 2 MiB and more. Tensors below 10 MiB are in HBM whole. Default: that of the
+        configuration.
     layout : {"spread", "head"}, optional
         Backing ``"split"``: where that part is. ``"spread"``: pieces in HBM and on the host by
         turns, so that kernels read both at the same time; ``"head"``: the tensor's first bytes.

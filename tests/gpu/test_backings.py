@@ -54,7 +54,9 @@ def only_placed() -> None:
 def make(nbytes: int, backing: str, fraction: float | None = None) -> torch.Tensor:
     with egm_alloc.place(backing, device_fraction=fraction, min_bytes=0):
         tensor = torch.empty(nbytes, dtype=torch.uint8, device="cuda")
-    assert egm_alloc.info(tensor).backing == backing
+    # torch packs smaller requests into segments that they share, so they are not split.
+    in_hbm = backing == "split" and nbytes < 10 * MIB
+    assert egm_alloc.info(tensor).backing == (None if in_hbm else backing)
     return tensor
 
 

@@ -57,6 +57,7 @@ BAD_VALUES: list[tuple[str, object, type[Exception]]] = [
     ("device_fraction", -0.01, ValueError),
     ("device_fraction", 1.01, ValueError),
     ("device_fraction", float("nan"), ValueError),
+    ("device_fraction", 10**400, ValueError),
     ("device_fraction", True, TypeError),
     ("device_fraction", "0.5", TypeError),
     ("device_fraction", None, TypeError),
