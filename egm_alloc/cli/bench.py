@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from egm_alloc.machine import device_count
 from egm_alloc.stats import format_bytes, format_table
 
 _GIB = 1 << 30
+_BAR_WIDTH = 20
 _LEAST_GIB = 1 / 1024  # below that a pool's segment is larger than the tensor
 _MEANINGLESS = "SIMULATED device: kernels do nothing, and these figures mean nothing."
 _LEGEND = (
@@ -105,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
     except (TypeError, ValueError, RuntimeError, ImportError) as error:
         print(f"egm-alloc bench: {error}", file=sys.stderr)
         return 1
-    report = measure(options.size_bytes, options.kinds, options.device, progress=_progress)
+    report = measure(options.size_bytes, options.kinds, options.device, _Bar(options.kinds))
     print(json.dumps(dataclasses.asdict(report), indent=2) if options.json else in_words(report))
     if all(row.missing is not None for row in report.rows):
         _progress("nothing could be measured")
@@ -114,6 +116,23 @@ def run(options: argparse.Namespace) -> int:
         plot.draw(report, options.plot)
         _progress(f"drawn in {options.plot}")
     return 0
+
+
+class _Bar:
+    """Says which kind is being measured: a bar on a terminal, else a line for each."""
+
+    def __init__(self, kinds: Sequence[str]) -> None:
+        self._kinds = list(kinds)
+
+    def __call__(self, kind: str) -> None:
+        """Show that a kind is next."""
+        done, of = self._kinds.index(kind), len(self._kinds)
+        if not sys.stderr.isatty():
+            _progress(kind)
+            return
+        bar = "#" * (_BAR_WIDTH * done // of)
+        text = f"\regm-alloc bench: [{bar:<{_BAR_WIDTH}}] {done} of {of}, {kind:8s}"
+        print(text, end="" if done + 1 < of else "\n", file=sys.stderr, flush=True)
 
 
 def _progress(text: str) -> None:

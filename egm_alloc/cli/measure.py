@@ -17,6 +17,7 @@ from egm_alloc.placement import place
 
 KINDS = ("device", "managed", "pinned", "numa", "split")
 _GIB = 1 << 30
+_LEAST_SPLIT_BYTES = 10 << 20  # see kLeastSplit in csrc/core/placement.h
 _BATCHES, _REPEATS = 3, 5
 _ALLOCATIONS = 1000
 
@@ -142,6 +143,9 @@ def measure(
         _warm_up()
         for kind in kinds:
             progress(kind)
+            if kind == "split" and size_bytes < _LEAST_SPLIT_BYTES:
+                rows.append(Row(kind, missing="tensors below 10 MiB are not split"))
+                continue
             try:
                 rows.append(_measure_kind(kind, size_bytes))
             except RuntimeError as error:  # OutOfMemoryError is one

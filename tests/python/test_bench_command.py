@@ -52,6 +52,23 @@ def test_table_has_every_kind_and_says_simulated(capsys: pytest.CaptureFixture[s
     assert err.splitlines() == [f"egm-alloc bench: {kind}" for kind in KINDS]
 
 
+def test_terminal_gets_a_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert main(["bench", *SMALL, "--kinds", "device,pinned"]) == 0
+    bars = capsys.readouterr().err.split("\r")[1:]
+    assert [bar.split("] ")[1].strip() for bar in bars] == ["0 of 2, device", "1 of 2, pinned"]
+    assert [bar.count("#") for bar in bars] == [0, 10]
+
+
+def test_what_is_too_small_to_be_split_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--size-gib", "0.005", "--json"]) == 0
+    rows = {row["kind"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert rows["split"]["missing"] == "tensors below 10 MiB are not split"
+    assert rows["numa"]["missing"] is None
+
+
 def test_json_has_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
     rows = run_bench(capsys, "--kinds", "pinned,device")
     assert list(rows) == ["pinned", "device"]

@@ -44,7 +44,7 @@ def test_model_is_in_the_region_of_what_was_measured(
     assert predicted == pytest.approx(measured, rel=0.35)
 
 
-# vLLM 0.26.0 in one process with CUDA graphs, on an H100: docs/vllm.md.
+# vLLM 0.26.0 in one process with CUDA graphs, on an H100; the overheads were fitted to this run.
 @pytest.mark.parametrize(
     ("sequences", "in_hbm", "waiting", "extended"),
     [(96, 24705, 17715, 5366), (192, 31768, 16607, 3350), (384, 35262, 16313, 2809)],
