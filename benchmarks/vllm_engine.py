@@ -17,11 +17,11 @@ import sys
 import time
 from typing import Any
 
-import psutil  # vLLM needs it too
-
 
 def mem_available_bytes() -> int:
     """Return what the kernel says can be had of host memory."""
+    import psutil  # vLLM needs it too
+
     return int(psutil.virtual_memory().available)
 
 

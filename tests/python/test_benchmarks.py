@@ -92,6 +92,18 @@ def test_ddp_example_says_in_a_sentence_what_it_needs() -> None:
 
 
 @pytest.mark.simulated
+def test_training_beyond_hbm_puts_moments_on_the_host() -> None:
+    command = ["-m", "tests.simulator", "--hbm-gib", "4", "--", sys.executable]
+    result = run(*command, "examples/beyond_hbm.py", "--small")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.startswith("Simulated device: ")
+    rows = {line.split()[0]: line for line in result.stdout.splitlines() if line}
+    assert "pinned" in rows["place"]
+    assert "pinned" in rows["spill"]
+    assert "pinned" not in rows["native"]
+
+
+@pytest.mark.simulated
 @pytest.mark.parametrize("mode", ["tiered", "managed"])
 def test_soak_finds_no_growth(mode: str) -> None:
     command = ["-m", "tests.simulator", "--hbm-gib", "400", "--", sys.executable]
