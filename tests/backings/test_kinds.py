@@ -85,6 +85,24 @@ def test_split_tensors_have_segments_of_their_own() -> None:
         assert egm_alloc.info(first) == before
 
 
+@pytest.mark.parametrize("setting", ["roundup_power2_divisions:4", "large_segment_size_mb:40"])
+def test_settings_of_torch_that_round_sizes_bring_up_one_segment(setting: str) -> None:
+    script = """
+import egm_alloc, torch
+egm_alloc.enable(threshold_gib=1 << 20)
+for mib in (3, 33, 41):
+    with egm_alloc.place("pinned"):
+        tensor = torch.empty(mib << 20, dtype=torch.uint8, device="cuda")
+    counted = egm_alloc.stats().extended["pinned"]
+    print(counted.segment_allocs, counted.segment_frees, egm_alloc.info(tensor).segment_bytes >> 20)
+    del tensor
+    torch.cuda.empty_cache()
+"""
+    said = run_script(script, env={"PYTORCH_CUDA_ALLOC_CONF": setting}).stdout.split()
+    sizes = {"r": ["20", "40", "48"], "l": ["40", "34", "42"]}[setting[0]]
+    assert said == ["1", "0", sizes[0], "2", "1", sizes[1], "3", "2", sizes[2]]
+
+
 def test_split_fraction_is_the_configurations_unless_given() -> None:
     egm_alloc.enable(device_fraction=0.75)
     assert egm_alloc.info(make(32 * MIB, "split")).on_device_bytes == 24 * MIB
