@@ -3,9 +3,9 @@
 
 #include <memory>
 #include <stdexcept>
-#include <string>
 #include <thread>
 
+#include "bindings/machine.h"
 #include "cuda/host_stock.h"
 
 namespace py = pybind11;
@@ -13,19 +13,16 @@ namespace py = pybind11;
 namespace egm {
 namespace {
 
-// Its fields are changed under the GIL only.
+// Its fields are changed under the GIL, or by the one thread that has entered it.
 class BoundStock {
  public:
   BoundStock(DeviceIndex device, uint64_t size_bytes, uint64_t piece_bytes) {
-    if (device < 0 || device >= kMaxDevices) {
-      throw std::invalid_argument("device is " + std::to_string(device) +
-                                  "; allowed: a GPU's index");
-    }
-    stock_ = std::make_shared<HostStock>(device, Bytes(size_bytes), Bytes(piece_bytes));
+    check_device(device);
+    stock_ = std::make_unique<HostStock>(device, Bytes(size_bytes), Bytes(piece_bytes));
   }
   ~BoundStock() {
     // Dropped within its block by another thread: that thread still takes from it.
-    if (scope_) leak(scope_.release(), stock_);
+    if (scope_.release() != nullptr) stock_.release();
   }
   BoundStock(const BoundStock&) = delete;
   BoundStock& operator=(const BoundStock&) = delete;
@@ -34,12 +31,8 @@ class BoundStock {
     if (!stock_ || entered_) throw std::runtime_error("a stock of host memory can be used once");
     entered_ = true;
     user_ = std::this_thread::get_id();
-    const auto stock = stock_;
-    {
-      py::gil_scoped_release unlocked;
-      stock->wait();
-    }
-    if (stock_) scope_ = std::make_unique<HostStock::Scope>(*stock_);
+    py::gil_scoped_release unlocked;
+    scope_ = std::make_unique<HostStock::Scope>(*stock_);
   }
 
   void close() {
@@ -58,11 +51,7 @@ class BoundStock {
   uint64_t held_bytes() const { return stock_ ? stock_->held().count() : 0; }
 
  private:
-  static void leak(HostStock::Scope*, const std::shared_ptr<HostStock>& stock) {
-    new std::shared_ptr<HostStock>(stock);
-  }
-
-  std::shared_ptr<HostStock> stock_;
+  std::unique_ptr<HostStock> stock_;
   std::unique_ptr<HostStock::Scope> scope_;
   bool entered_ = false;
   std::thread::id user_;

@@ -1,7 +1,6 @@
 // What the machine has, for Python.
 #include "bindings/machine.h"
 
-#include <algorithm>
 #include <optional>
 #include <string>
 #include <system_error>
@@ -50,9 +49,8 @@ py::tuple choice_for(int device) {
 // that the kernel counts is in it.
 py::tuple host_total() {
   const auto limits = host_limits({});
-  const auto least = std::min_element(
-      limits.begin(), limits.end(), [](const auto& a, const auto& b) { return a.total < b.total; });
-  return py::make_tuple(least->total.count(), least->name);
+  const MemoryLimit& least = least_total(limits);
+  return py::make_tuple(least.total.count(), least.name);
 }
 
 py::dict host_memory_now() {

@@ -182,17 +182,16 @@ std::vector<MemoryLimit> host_limits(const std::set<int>& hbm_nodes, const std::
   return limits;
 }
 
-Bytes least_total(const std::vector<MemoryLimit>& limits) {
-  Bytes least(UINT64_MAX);
-  for (const auto& limit : limits) least = std::min(least, limit.total);
-  return least;
+const MemoryLimit& least_total(const std::vector<MemoryLimit>& limits) {
+  return *std::min_element(limits.begin(), limits.end(),
+                           [](const auto& a, const auto& b) { return a.total < b.total; });
 }
 
 HostMemory host_memory(const std::set<int>& hbm_nodes, const std::string& root,
                        const std::optional<std::set<int>>& bound) {
   const auto limits = host_limits(hbm_nodes, root, bound);
   const MemoryLimit& tightest = limits.front();
-  const Bytes total = least_total(limits);
+  const Bytes total = least_total(limits).total;
   return {total, std::min(tightest.available, total), tightest.name};
 }
 

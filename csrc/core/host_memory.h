@@ -29,7 +29,8 @@ struct HostMemory {
 // file, if there is none left.
 std::vector<MemoryLimit> host_limits(const std::set<int>& hbm_nodes, const std::string& root = "",
                                      const std::optional<std::set<int>>& bound = bound_nodes());
-Bytes least_total(const std::vector<MemoryLimit>& limits);
+// Of the limits, which must not be none, the one with the least total.
+const MemoryLimit& least_total(const std::vector<MemoryLimit>& limits);
 // And what they come to.
 HostMemory host_memory(const std::set<int>& hbm_nodes, const std::string& root = "",
                        const std::optional<std::set<int>>& bound = bound_nodes());

@@ -26,8 +26,6 @@ namespace {
 
 Bytes page_size() { return Bytes(static_cast<uint64_t>(sysconf(_SC_PAGESIZE))); }
 
-uint64_t round_up(uint64_t size, uint64_t unit) { return (size + unit - 1) / unit * unit; }
-
 // Backs a part of the range; 0 or an errno. A kernel without MADV_POPULATE_WRITE has its pages
 // touched one by one.
 int populate_part(char* at, size_t size) {

@@ -38,6 +38,14 @@ constexpr Bytes saturated_sum(Bytes a, Bytes b) {
 }
 constexpr Bytes difference_or_zero(Bytes a, Bytes b) { return a > b ? a - b : Bytes(0); }
 
+// Up to the next multiple of `unit`.
+constexpr uint64_t round_up(uint64_t size, uint64_t unit) {
+  return (size + unit - 1) / unit * unit;
+}
+constexpr Bytes round_up(Bytes size, Bytes unit) {
+  return Bytes(round_up(size.count(), unit.count()));
+}
+
 constexpr Bytes mib(uint64_t n) { return Bytes(n << 20); }
 constexpr Bytes gib(uint64_t n) { return Bytes(n << 30); }
 

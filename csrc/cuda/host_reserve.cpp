@@ -186,7 +186,7 @@ std::optional<Refusal> HostClaim::book(const Request& request, const Placement& 
   ReserveQuestion question;
   question.pending = all.own.pending;
   question.reserve =
-      state().config.get().host_reserve.value_or(default_reserve(least_total(limits)));
+      state().config.get().host_reserve.value_or(default_reserve(least_total(limits).total));
   for (const bool asked_anew : {false, true}) {
     if (asked_anew) ask_about_promise(all);
     question.asked = managed ? all.promise.with(request, placement) : on_host;

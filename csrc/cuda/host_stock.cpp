@@ -42,9 +42,7 @@ struct HostStock::Shelf {
   Shelf(DeviceIndex device, Bytes total, Bytes least_piece)
       : device(device),
         host_node(host_node_of(device)),
-        piece(round_up(
-            std::max(least_piece, Bytes(1)),
-            std::max(granularity_of({device, true}), granularity_of({device, false, host_node})))),
+        piece(round_up(std::max(least_piece, Bytes(1)), granularity_of(device, host_node))),
         pieces(static_cast<size_t>(total.count() / piece.count())) {}
 
   void fill() noexcept;
@@ -74,8 +72,6 @@ void HostStock::Shelf::put_batch(size_t count) {
   }
   std::unique_lock<std::mutex> lock(mutex);
   if (given_up || fresh.size() < count) return;
-  const bool first = held.empty();
-  if (first) held.swap(fresh);
   for (Physical& physical : fresh) held.emplace_back(physical.leave());
   lock.unlock();
   claim.settle(booked);

@@ -72,13 +72,11 @@ MappedRange::MappedRange(Bytes size, Bytes device_part, SplitLayout layout, Devi
                          const std::vector<DeviceIndex>& peers)
     : device_(device), size_(size), readers_(peers) {
   readers_.insert(readers_.begin(), device);
-  Bytes unit = granularity_of({device, true});
-  HostStock* stock = nullptr;
-  if (device_part < size) {
-    host_node_ = host_node_of(device);
-    unit = std::max(unit, granularity_of({device, false, host_node_}));
-    stock = HostStock::of_this_thread(device);
-  }
+  const bool any_on_host = device_part < size;
+  if (any_on_host) host_node_ = host_node_of(device);
+  const Bytes unit =
+      granularity_of(device, any_on_host ? std::optional<int>(host_node_) : std::nullopt);
+  HostStock* const stock = any_on_host ? HostStock::of_this_thread(device) : nullptr;
   chunk_ = stock != nullptr
                ? stock->piece()
                : round_up(Bytes(std::max<uint64_t>(1, size.count() / kMostChunks)), unit);
@@ -111,8 +109,9 @@ void MappedRange::map_all(HostStock* stock) {
     }
     at[order_[rank]] = physical.back().handle();
   }
-  for (; mapped_ < chunks_; ++mapped_)
+  for (; mapped_ < chunks_; ++mapped_) {
     map_at(base_ + mapped_ * chunk_.count(), chunk_, at[mapped_], device_);
+  }
 }
 
 MappedRange::~MappedRange() { release(); }

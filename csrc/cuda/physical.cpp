@@ -23,6 +23,14 @@ CUmemAllocationProp properties(const Site& site) {
   return result;
 }
 
+Bytes granularity_at(const Site& site) {
+  const auto wanted = properties(site);
+  size_t unit = 0;
+  check(driver().granularity(&unit, &wanted, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED),
+        "cuMemGetAllocationGranularity", Bytes(0), site.device);
+  return Bytes(unit);
+}
+
 }  // namespace
 
 int host_node_of(DeviceIndex device) {
@@ -42,12 +50,9 @@ int host_node_of(DeviceIndex device) {
                   0);  // -1 on hosts without NUMA, where node 0 is all there is
 }
 
-Bytes granularity_of(const Site& site) {
-  const auto wanted = properties(site);
-  size_t unit = 0;
-  check(driver().granularity(&unit, &wanted, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED),
-        "cuMemGetAllocationGranularity", Bytes(0), site.device);
-  return Bytes(unit);
+Bytes granularity_of(DeviceIndex device, std::optional<int> host_node) {
+  const Bytes in_hbm = granularity_at({device, true});
+  return host_node ? std::max(in_hbm, granularity_at({device, false, *host_node})) : in_hbm;
 }
 
 Physical::Physical(Bytes size, const Site& site) {

@@ -4,6 +4,8 @@
 
 #include <cuda.h>
 
+#include <optional>
+
 #include "core/units.h"
 
 namespace egm {
@@ -19,12 +21,9 @@ struct Site {
 // Throws CudaError where the driver cannot map memory of a host node.
 int host_node_of(DeviceIndex device);
 
-// Sizes and addresses are multiples of it. Throws CudaError.
-Bytes granularity_of(const Site& site);
-
-inline Bytes round_up(Bytes size, Bytes unit) {
-  return Bytes((size.count() + unit.count() - 1) / unit.count() * unit.count());
-}
+// Sizes and addresses of what is in HBM, and on a host node if there is one, are multiples of it.
+// Throws CudaError.
+Bytes granularity_of(DeviceIndex device, std::optional<int> host_node);
 
 // Physical memory until it is mapped, or for the time it is held.
 class Physical {

@@ -262,12 +262,13 @@ TieredAllocator::Answer<AskNative> TieredAllocator::record_and_ask(
     const Placement& placement, Diversion& diversion, const AskNative& ask_native) {
   const auto used_stream = static_cast<cudaStream_t>(diversion.stream);
   const bool in_hbm = placement.backing == BackingKind::kDevice;
-  own.fraction.allow_extended(in_hbm ? Bytes(0) : segment_size(request.size));
+  const Bytes segment = segment_size(request.size);
+  own.fraction.allow_extended(in_hbm ? Bytes(0) : segment);
   if (kRecordingsFreezeDevice && own.stream_recorded.load(std::memory_order_relaxed)) {
     process_pending_events(used_stream);
   }
   Pool* pool = &own.pools.live(placement, request.size);
-  if (exceeds_limit(own, segment_size(request.size), config) && diversion.ready == nullptr &&
+  if (exceeds_limit(own, segment, config) && diversion.ready == nullptr &&
       !own.pools.has_cached(*pool, request.size, used_stream)) {
     // Before torch is asked: it would count the failure and announce it to observers.
     give_back_cached(own);

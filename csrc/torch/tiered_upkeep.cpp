@@ -35,7 +35,7 @@ Bytes rounded_by_setting(Bytes request) {
   uint64_t power = 1;
   while (power <= size / 2) power *= 2;
   const uint64_t step = power / steps;
-  return step == 0 ? request : Bytes((size + step - 1) / step * step);
+  return step == 0 ? request : round_up(request, Bytes(step));
 }
 
 }  // namespace
@@ -47,7 +47,7 @@ Bytes TieredAllocator::segment_size(Bytes request) {
   const Bytes size = rounded_by_setting(request);
   if (size <= mib(1)) return kRounding;
   if (size < mib(10)) return large_segment<TorchConfig>(0);
-  return Bytes((size.count() + kRounding.count() - 1) / kRounding.count() * kRounding.count());
+  return round_up(size, kRounding);
 }
 
 // Before the gate and torch's lock, under which it would hold up every other thread. If it cannot
