@@ -15,9 +15,8 @@ import torch
 from torch import distributed
 
 import egm_alloc
-
-GIB = 1 << 30
-KINDS = ("device", "managed", "pinned", "numa", "split")
+from benchmarks.rows import GIB
+from egm_alloc.cli.measure import KINDS
 
 
 def seconds(tensor: torch.Tensor) -> float:

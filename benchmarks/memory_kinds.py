@@ -36,11 +36,15 @@ def seconds(work: Callable[[], object]) -> float:
     return batch_of(work, repeats=1)()
 
 
+def best_gbs(nbytes: int, work: Callable[[], object], times: int = 5) -> float:
+    """Return the bandwidth of `work`, which reads so many bytes, in GB/s, the best of a few."""
+    work()
+    return nbytes / min(seconds(work) for _ in range(times)) / 1e9
+
+
 def read_gbs(tensor: torch.Tensor) -> float:
     """Return the bandwidth of a kernel that reads all of a tensor, in GB/s, the best of five."""
-    nbytes = tensor.numel() * tensor.element_size()
-    sweep.read(tensor)
-    return nbytes / min(seconds(lambda: sweep.read(tensor)) for _ in range(5)) / 1e9
+    return best_gbs(tensor.nbytes, lambda: sweep.read(tensor))
 
 
 def swept_gbs(tensor: torch.Tensor, on_host: float) -> float:
@@ -58,9 +62,7 @@ def swept_gbs(tensor: torch.Tensor, on_host: float) -> float:
             sweep.read(tail)
         sweep.read(head)
 
-    nbytes = tensor.numel() * tensor.element_size()
-    both()
-    return max(nbytes / min(seconds(both) for _ in range(8)) / 1e9, read_gbs(tensor))
+    return max(best_gbs(tensor.nbytes, both, times=8), read_gbs(tensor))
 
 
 def host_alloc(nbytes: int) -> tuple[float, torch.Tensor]:
@@ -149,11 +151,11 @@ def split_sweep(size_gib: int) -> None:
         for layout in ("spread", "head"):
             mapped = tensor_in("split", nbytes, device_fraction=1 - on_host, layout=layout)
             mapped.fill_(1)
-            found[layout] = read_gbs(mapped) if layout == "spread" else swept_gbs(mapped, on_host)
             if layout == "spread":
-                mapped.max()
-                took = min(seconds(mapped.max) for _ in range(5))
-                found["spread by torch.max"] = nbytes / took / 1e9
+                found["spread"] = read_gbs(mapped)
+                found["spread by torch.max"] = best_gbs(nbytes, mapped.max)
+            else:
+                found["head"] = swept_gbs(mapped, on_host)
             del mapped
             torch.cuda.empty_cache()
         managed = tensor_in("managed", nbytes)

@@ -65,17 +65,22 @@ def serve(llm: Any, load: dict[str, int]) -> dict[str, Any]:
     }
 
 
+def core_of(llm: Any) -> Any:
+    """Return the engine core, or None if it is in another process."""
+    client = getattr(llm.llm_engine, "engine_core", None)
+    return getattr(client, "engine_core", None)
+
+
 def most_extended_blocks(llm: Any) -> int | None:
     """Return the most extended KV blocks that were in use at a time since this was last asked.
 
     None if the engine core is in another process. The count is the free queue's, which the plugin
     has put in the place of vLLM's.
     """
-    try:
-        core = llm.llm_engine.engine_core.engine_core
-        queue = core.scheduler.kv_cache_manager.block_pool.free_block_queue
-    except AttributeError:
+    core = core_of(llm)
+    if core is None:
         return None
+    queue = core.scheduler.kv_cache_manager.block_pool.free_block_queue
     most = int(getattr(queue, "most_extended", 0))
     if most:
         queue.most_extended = 0
@@ -84,8 +89,8 @@ def most_extended_blocks(llm: Any) -> int | None:
 
 def model_of(llm: Any) -> Any:
     """Return the model, or None if it is in another process."""
+    core = core_of(llm)
     try:
-        core = llm.llm_engine.engine_core.engine_core
         return core.model_executor.driver_worker.worker.model_runner.model
     except AttributeError:
         return None

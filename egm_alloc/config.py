@@ -31,14 +31,18 @@ def _refusal(name: str, value: object, allowed: str) -> str:
     return f"{name} is {value!r}; allowed: {allowed}"
 
 
-def _check_gib(name: str, value: object, more: str = "") -> float:
-    allowed = f"a number of GiB above 0 and below 2**33 (2**63 bytes){more}"
+def _check_number(name: str, value: object, allowed: str) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(_refusal(name, value, allowed))
     try:
-        gib = float(value)
+        return float(value)
     except OverflowError:
         raise ValueError(f"{name} is too large for a float; allowed: {allowed}") from None
+
+
+def _check_gib(name: str, value: object, more: str = "") -> float:
+    allowed = f"a number of GiB above 0 and below 2**33 (2**63 bytes){more}"
+    gib = _check_number(name, value, allowed)
     if not 0 < gib < _MAX_GIB:  # NaN fails this comparison too
         raise ValueError(_refusal(name, value, allowed))
     return gib
@@ -119,12 +123,7 @@ def check_device_fraction(name: str, value: object) -> float:
         If it is not from 0 to 1.
     """
     allowed = "a number from 0 (all on the host) to 1 (all in HBM)"
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(_refusal(name, value, allowed))
-    try:
-        fraction = float(value)
-    except OverflowError:
-        raise ValueError(f"{name} is too large for a float; allowed: {allowed}") from None
+    fraction = _check_number(name, value, allowed)
     if not 0 <= fraction <= 1:  # NaN fails this comparison too
         raise ValueError(_refusal(name, value, allowed))
     return fraction

@@ -116,20 +116,17 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         parser.add_argument(
             name, type=_positive(field), metavar=unit, help=f"{text} (default: measured)"
         )
-    parser.add_argument(
-        "--step-overhead-ms",
-        type=_from_zero("step_overhead_ms"),
-        default=1.2,
-        metavar="MS",
-        help="what each step takes besides: scheduling, launches, sampling (default: 1.2)",
-    )
-    parser.add_argument(
-        "--sequence-overhead-us",
-        type=_from_zero("sequence_overhead_us"),
-        default=7.0,
-        metavar="US",
-        help="and for each sequence in it (default: 7)",
-    )
+    for name, default, text in (
+        ("--step-overhead-ms", 1.2, "what each step takes besides: scheduling, launches, sampling"),
+        ("--sequence-overhead-us", 7.0, "and for each sequence in it"),
+    ):
+        parser.add_argument(
+            name,
+            type=_from_zero(name[2:].replace("-", "_")),
+            default=default,
+            metavar=name[-2:].upper(),
+            help=f"{text} (default: {default:g})",
+        )
     parser.add_argument("--json", action="store_true", help="the figures as JSON")
     parser.set_defaults(run=run)
 

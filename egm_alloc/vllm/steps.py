@@ -120,17 +120,15 @@ def initialize_from_config(
     """Allocate the KV cache, its first blocks in HBM, and say what it costs."""
     state = _state_of(worker)
     boundary = kv_cache.find_boundary(kv_cache_config, state.kv_bytes)
-    tensors: list[torch.Tensor] = []
     stock, state.stock = state.stock, None
-    with stock or contextlib.nullcontext():
-        if boundary.extended_blocks == 0:
-            step(kv_cache_config, *rest, **options)
-        else:
-            make = host.kv_maker(state.settings, worker.device.index)
-            with kv_cache.Placement(kv_cache_config, boundary, make) as placement:
-                step(kv_cache_config, *rest, **options)
+    placement = None
     if boundary.extended_blocks > 0:
-        tensors = placement.tensors
+        make = host.kv_maker(state.settings, worker.device.index)
+        placement = kv_cache.Placement(kv_cache_config, boundary, make)
+    with stock or contextlib.nullcontext(), placement or contextlib.nullcontext():
+        step(kv_cache_config, *rest, **options)
+    tensors = placement.tensors if placement is not None else []
+    if tensors:
         kv_cache.check_layout(worker.model_runner.kv_caches, tensors, boundary)
         kv_cache.check_heads(tensors, boundary)
     try:

@@ -21,20 +21,18 @@ class Worker(VllmWorker):  # type: ignore[misc]
 
     def load_model(self, *rest: Any, **options: Any) -> None:
         """Load the weights, into HBM up to the bound and into host memory beyond it."""
-        if is_switched_off():
-            super().load_model(*rest, **options)
-        else:
-            steps.load_model(self, super().load_model, *rest, **options)
+        self._do(steps.load_model, super().load_model, *rest, **options)
 
     def determine_available_memory(self) -> int:
         """Add the extended memory to what vLLM found for the KV cache in HBM."""
         step = super().determine_available_memory
-        return step() if is_switched_off() else steps.determine_available_memory(self, step)
+        return int(self._do(steps.determine_available_memory, step))
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         """Allocate the KV cache, its first blocks in HBM, and say what it costs."""
-        step = super().initialize_from_config
+        self._do(steps.initialize_from_config, super().initialize_from_config, kv_cache_config)
+
+    def _do(self, ours: steps.Step, theirs: steps.Step, *rest: Any, **options: Any) -> Any:
         if is_switched_off():
-            step(kv_cache_config)
-        else:
-            steps.initialize_from_config(self, step, kv_cache_config)
+            return theirs(*rest, **options)
+        return ours(self, theirs, *rest, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -29,6 +30,14 @@ def tier(tensor: torch.Tensor) -> str | None:
 def managed_segments(device: int = 0) -> int:
     """Return how many managed segments there are."""
     return egm_alloc.stats(device).extended["managed"].segments
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait until something holds that another thread brings about."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 class Background(threading.Thread):

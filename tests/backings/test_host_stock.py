@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 
 import egm_alloc
 from egm_alloc import _C
-from tests.allocator.conftest import GIB, MIB, Background, block
+from tests.allocator.conftest import GIB, MIB, Background, block, wait_for
 from tests.backings.conftest import counters, make
 from tests.simulator import sim
 from tests.simulator.host import write_host
@@ -25,13 +24,6 @@ CHUNK = 2 * MIB
 
 def taken() -> int:
     return sim.host_numa()["taken"]
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @pytest.fixture(autouse=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,16 +15,10 @@ import egm_alloc
 from egm_alloc.vllm import host, kv_cache, steps
 from egm_alloc.vllm.kv_cache import Boundary, Placement, find_boundary
 from egm_alloc.vllm.settings import Settings
+from tests.allocator.conftest import wait_for
 from tests.simulator import sim
 from tests.simulator.host import write_host
 from tests.vllm.fakes import GIB, MIB, Config, Runner, Tensor, Worker, config_of
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 @given(
@@ -285,20 +277,6 @@ def test_engines_one_after_the_other_leave_nothing_on_the_host(
         assert egm_alloc.stats().extended_tier.reserved_bytes == 0
 
 
-@pytest.mark.simulated
-def test_context_parallel_ranks_share_blocks_so_tokens_are_not_said(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("EGM_ALLOC_VLLM_KV_GIB", "0.125")
-    worker = Worker()
-    worker.parallel_config.decode_context_parallel_size = 2
-    steps.determine_available_memory(worker, worker.determine_available_memory)
-    with caplog.at_level("INFO", logger="vllm.egm_alloc"):
-        steps.initialize_from_config(worker, worker.initialize_from_config, config_of(128, MIB))
-    assert "blocks)" in caplog.text
-    assert "tokens" not in caplog.text
-
-
 def test_pieces_of_the_stock_are_small_beside_a_tensor() -> None:
     assert kv_cache.stock_piece(1) == 2 * MIB
     assert kv_cache.stock_piece(32 * GIB) == 2 * MIB
@@ -338,14 +316,18 @@ def test_a_report_that_fails_does_not_end_the_start(
 
 
 @pytest.mark.simulated
-def test_tokens_are_not_said_where_layers_of_several_kinds_share_blocks(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("of", ["layers of several kinds", "context parallel ranks"])
+def test_tokens_are_not_said_where_blocks_are_shared(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, of: str
 ) -> None:
     monkeypatch.setenv("EGM_ALLOC_VLLM_KV_GIB", "0.125")
     worker = Worker()
-    steps.determine_available_memory(worker, worker.determine_available_memory)
     config = config_of(128, page_bytes=MIB)
-    config.kv_cache_groups *= 2
+    if of == "context parallel ranks":
+        worker.parallel_config.decode_context_parallel_size = 2
+    else:
+        config.kv_cache_groups *= 2
+    steps.determine_available_memory(worker, worker.determine_available_memory)
     with caplog.at_level("INFO", logger="vllm.egm_alloc"):
         steps.initialize_from_config(worker, worker.initialize_from_config, config)
     assert "blocks)" in caplog.text
