@@ -96,10 +96,12 @@ def model_of(llm: Any) -> Any:
         return None
 
 
-def parameter_bytes(llm: Any) -> int:
-    """Return the bytes of all parameters; 0 if the model is in another process."""
+def weights_bytes(llm: Any) -> int:
+    """Return the bytes of all parameters and buffers; 0 if the model is in another process."""
     model = model_of(llm)
-    return sum(int(p.nbytes) for p in model.parameters()) if model is not None else 0
+    if model is None:
+        return 0
+    return sum(int(t.nbytes) for part in (model.parameters(), model.buffers()) for t in part)
 
 
 def offloaded_bytes(llm: Any) -> int:
@@ -173,7 +175,7 @@ def main() -> None:
             "host_bytes_taken": taken,
             "blocks": llm.llm_engine.vllm_config.cache_config.num_gpu_blocks,
             "offloaded_bytes": offloaded_bytes(llm),
-            "parameter_bytes": parameter_bytes(llm),
+            "weights_bytes": weights_bytes(llm),
             "plugin_said": lines.texts,
         }
     )

@@ -9,11 +9,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 GIB = 1 << 30
+# An engine that has not answered by then is ended; arbitrary.
+_LONGEST_S = 300.0
 Load = dict[str, int]
 Result = dict[str, Any]
 
@@ -111,12 +114,24 @@ class Engine:
     def kill(self) -> None:
         """End it and the processes that it has started, at once."""
         assert self.process is not None
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+        self._signal()
         self.process.communicate()
         self.process = None
 
+    def _signal(self) -> None:
+        assert self.process is not None
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+
     def _answer(self) -> Result:
+        late = threading.Timer(_LONGEST_S, self._signal)
+        late.start()
+        try:
+            return self._next_result()
+        finally:
+            late.cancel()
+
+    def _next_result(self) -> Result:
         assert self.process is not None
         assert self.process.stdout is not None
         lines = []

@@ -157,8 +157,8 @@ def case_weights(options: argparse.Namespace) -> None:
     theirs = Engine("offloaded by vLLM", offload, first)
     theirs.start(options)
     up = theirs.wait()
-    # What vLLM leaves in HBM of the parameters, which it moves whole.
-    left = up.get("parameter_bytes", 0) - up.get("offloaded_bytes", 0)
+    # What vLLM leaves in HBM of the weights: it moves whole parameters, and no buffers.
+    left = up.get("weights_bytes", 0) - up.get("offloaded_bytes", 0)
     bound = {"EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB": str(left / GIB)}
     engines = [
         theirs,
