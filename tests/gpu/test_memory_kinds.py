@@ -39,7 +39,7 @@ def is_whole(tensor: torch.Tensor) -> bool:
 def test_matrix_product_is_bit_equal_to_hbm(kind: str, budget: Budget) -> None:
     budget(GIB)
     torch.manual_seed(0)
-    plain = [torch.randn(2048, 2048, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
+    plain = [torch.randn(4096, 4096, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
     expected = plain[0] @ plain[1]  # and cuBLAS has its workspace, which is no part of the block
     with egm_alloc.place(kind):
         a, b = (matrix.clone() for matrix in plain)
