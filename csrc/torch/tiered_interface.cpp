@@ -2,10 +2,12 @@
 #include <c10/cuda/CUDAFunctions.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "core/state.h"
 #include "cuda/mapped_ranges.h"
 #include "cuda/segments.h"
+#include "torch/kernel_copy.h"
 #include "torch/tiered_allocator.h"
 
 namespace egm {
@@ -160,12 +162,20 @@ void TieredAllocator::enablePeerAccess(c10::DeviceIndex index, c10::DeviceIndex 
 // works without. torch knows only its own such segments.
 cudaError_t TieredAllocator::memcpyAsync(void* dst, int dst_device, const void* src, int src_device,
                                          size_t count, cudaStream_t stream, bool p2p_enabled) {
-  const auto is_mapped = [](const void* ptr) {
+  const auto backing_of = [](const void* ptr) {
     const auto segment = state().segments.find(ptr);
-    return segment && (segment->placement.backing == BackingKind::kNuma ||
-                       segment->placement.backing == BackingKind::kSplit);
+    return segment ? std::optional(segment->placement.backing) : std::nullopt;
   };
-  if (dst_device != src_device && (is_mapped(dst) || is_mapped(src))) {
+  const auto from = backing_of(src);
+  const auto to = backing_of(dst);
+  if (from == BackingKind::kPinned && to == BackingKind::kPinned) {
+    copy_by_kernel(dst, src, count, src_device, stream);
+    return cudaSuccess;
+  }
+  const auto is_mapped = [](std::optional<BackingKind> backing) {
+    return backing == BackingKind::kNuma || backing == BackingKind::kSplit;
+  };
+  if (dst_device != src_device && (is_mapped(to) || is_mapped(from))) {
     return cudaMemcpyPeerAsync(dst, dst_device, src, src_device, count, stream);
   }
   return target()->memcpyAsync(dst, dst_device, src, src_device, count, stream, p2p_enabled);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import egm_alloc
 from tests.allocator.conftest import GIB, MIB, block
@@ -221,3 +222,47 @@ def test_mapped_memory_is_copied_within_a_device_too(backing: str) -> None:
     other[: 12 * MIB].copy_(one)
     assert torch.equal(other[: 12 * MIB].cpu(), pattern(12 * MIB, 3))
     assert counters(backing).segments == 2
+
+
+@pytest.mark.parametrize("device", [0, 1])
+def test_pinned_memory_is_copied_to_pinned_memory_by_the_gpu(device: int) -> None:
+    """The driver would do it by the CPU. Here no kernel moves bytes: see tests/gpu."""
+    one, other = make(12 * MIB, "pinned", 0), make(12 * MIB, "pinned", device)
+    copies = [(other, one), (other[3:], one[3:]), (other[3:1000], one[:997])]
+    stream = torch.cuda.Stream()
+    for target, source in copies:
+        with torch.cuda.stream(stream), sim.call_log(everything=True) as log:
+            target.copy_(source)
+        names = [name for name in log.names if "Memcpy" in name or "Launch" in name]
+        assert names == ["cudaLaunchKernel"]
+        assert log.of("cudaLaunchKernel")[0].args["stream"] == stream.cuda_stream
+    with sim.fail_call("cudaLaunchKernel", error="cudaErrorLaunchOutOfResources"):
+        with pytest.raises(RuntimeError, match="cudaErrorLaunchOutOfResources"):
+            other.copy_(one)
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+
+
+def test_copies_of_pinned_memory_are_unseen_by_autograd_and_modes() -> None:
+    seen: list[str] = []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    one = make(12 * MIB, "pinned").view(torch.float32).requires_grad_()
+    with Names(), egm_alloc.place("pinned"):  # type: ignore[no-untyped-call]
+        clone = one.clone()
+    assert egm_alloc.info(clone.detach()).backing == "pinned"
+    assert seen == ["aten.clone.default"]
+    assert type(clone.grad_fn).__name__ == "CloneBackward0"
+
+
+@pytest.mark.parametrize("kinds", [("pinned", "device"), ("device", "pinned"), ("numa", "pinned")])
+def test_other_copies_are_the_drivers(kinds: tuple[str, str]) -> None:
+    one, other = (make(12 * MIB, kind) for kind in kinds)
+    one.copy_(pattern(12 * MIB, 3))
+    with sim.call_log(everything=True) as log:
+        other.copy_(one)
+    assert "cudaLaunchKernel" not in log.names
+    assert torch.equal(other.cpu(), pattern(12 * MIB, 3))

@@ -301,6 +301,34 @@ def test_request_beyond_the_process_share_of_hbm_is_spilled_and_given_back() -> 
     run_process(SPILL, EGM_ALLOC_AUTO_ENABLE="0")
 
 
+@pytest.mark.parametrize("other", BACKINGS)
+def test_copies_between_kinds_keep_contents(backing: str, other: str) -> None:
+    if other in NEEDS_HOST_NUMA and not has_host_numa():
+        pytest.skip("this driver cannot map memory of a host NUMA node")
+    source, target = make(33 * MIB, backing), make(33 * MIB, other)
+    source.copy_(pattern(33 * MIB, 0))
+    torch.cuda._sleep(20_000_000)
+    target.copy_(source)
+    source.fill_(3)  # behind the copy, on the same stream
+    assert torch.equal(target.cpu(), pattern(33 * MIB, 0))
+    target[3:1000].copy_(source[5:1002])
+    expected = pattern(33 * MIB, 0)
+    expected[3:1000] = 3
+    assert torch.equal(target.cpu(), expected)
+
+
+def test_copies_between_kinds_are_captured(backing: str) -> None:
+    source, target = make(33 * MIB, backing), make(33 * MIB, "pinned")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        target.copy_(source)
+    for value in (1, 2):
+        source.fill_(value)
+        graph.replay()
+        assert bool((target == value).all())
+    torch.cuda.synchronize()
+
+
 def test_copies_between_devices_keep_contents(backing: str) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
