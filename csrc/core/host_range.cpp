@@ -1,7 +1,6 @@
 // Huge pages by mmap and madvise, brought up by several threads.
 #include "core/host_range.h"
 
-#include <sched.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -15,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/cores.h"
 #include "core/memory_policy.h"
 
 namespace egm {
@@ -41,15 +41,6 @@ int populate_part(char* at, size_t size) {
   }
 }
 
-// "max 100000" or "150000 100000" (cgroup v2, cpu.max): how many cores that is, if a number.
-std::optional<unsigned> quota_cores() {
-  std::ifstream file("/sys/fs/cgroup/cpu.max");
-  double quota = 0;
-  double period = 0;
-  if (!(file >> quota >> period) || period <= 0) return std::nullopt;
-  return std::max(1U, static_cast<unsigned>(quota / period));
-}
-
 }  // namespace
 
 Bytes huge_page_size() {
@@ -57,16 +48,6 @@ Bytes huge_page_size() {
   uint64_t size = 0;
   if (file >> size && size >= page_size().count()) return Bytes(size);
   return page_size();
-}
-
-unsigned usable_cores() {
-  cpu_set_t set;
-  unsigned cores = std::max(1U, std::thread::hardware_concurrency());
-  if (sched_getaffinity(0, sizeof set, &set) == 0) {
-    cores = static_cast<unsigned>(std::max(1, CPU_COUNT(&set)));
-  }
-  const auto quota = quota_cores();
-  return quota ? std::min(cores, *quota) : cores;
 }
 
 HostRange::HostRange(Bytes size) : size_(round_up(size.count(), page_size().count())) {

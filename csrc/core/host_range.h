@@ -2,8 +2,6 @@
 // System calls only; nothing here touches CUDA.
 #pragma once
 
-#include <optional>
-
 #include "core/units.h"
 
 namespace egm {
@@ -11,9 +9,6 @@ namespace egm {
 // The kernel's transparent huge page (2 MiB; 512 MiB with 64 KiB pages), or its page if it has
 // none.
 Bytes huge_page_size();
-
-// Threads that this process may run at once: its CPU affinity and its cgroup's quota count.
-unsigned usable_cores();
 
 class HostRange {
  public:
