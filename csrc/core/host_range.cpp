@@ -9,12 +9,12 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdint>
-#include <fstream>
 #include <system_error>
 #include <thread>
 #include <vector>
 
 #include "core/cores.h"
+#include "core/kernel_files.h"
 #include "core/memory_policy.h"
 
 namespace egm {
@@ -43,15 +43,14 @@ int populate_part(char* at, size_t size) {
 
 }  // namespace
 
-Bytes huge_page_size() {
-  std::ifstream file("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size");
-  uint64_t size = 0;
-  if (file >> size && size >= page_size().count()) return Bytes(size);
-  return page_size();
+PageSizes page_sizes(const std::string& root) {
+  const Bytes page = page_size();
+  const auto huge = read_size(root + "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size");
+  return {page, std::max(page, huge.value_or(page))};
 }
 
-HostRange::HostRange(Bytes size) : size_(round_up(size.count(), page_size().count())) {
-  const uint64_t alignment = huge_page_size().count();
+HostRange::HostRange(Bytes size) : size_(round_up(size, page_size())) {
+  const uint64_t alignment = alignment_for(size_, page_sizes()).count();
   const uint64_t room = size_.count() + alignment;
   void* const got = mmap(nullptr, room, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -85,22 +84,19 @@ bool HostRange::prefer_node(int node) noexcept {
 }
 
 void HostRange::populate() {
-  // Arbitrary: large enough that threads rarely meet, small enough that they end together.
-  const uint64_t part = std::max<uint64_t>(64ULL << 20, huge_page_size().count());
-  const uint64_t parts = round_up(size_.count(), part) / part;
-  std::atomic<uint64_t> next{0};
+  const auto parts = parts_for(size_, page_sizes());
+  std::atomic<size_t> next{0};
   std::atomic<int> problem{0};
   const auto work = [&] {
-    for (uint64_t index = next++; index < parts && problem == 0; index = next++) {
-      const uint64_t offset = index * part;
-      const int error =
-          populate_part(static_cast<char*>(base_) + offset, std::min(part, size_.count() - offset));
+    for (size_t index = next++; index < parts.size() && problem == 0; index = next++) {
+      const auto [offset, size] = parts[index];
+      const int error = populate_part(static_cast<char*>(base_) + offset.count(), size.count());
       if (error != 0) problem = error;
     }
   };
   std::vector<std::thread> threads;
   try {
-    const uint64_t wanted = std::min<uint64_t>(usable_cores(), parts);
+    const size_t wanted = std::min<size_t>(usable_cores(), parts.size());
     while (threads.size() + 1 < wanted) threads.emplace_back(work);
   } catch (const std::system_error&) {
     // Too many threads here already: fewer do it too.

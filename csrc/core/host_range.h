@@ -2,17 +2,19 @@
 // System calls only; nothing here touches CUDA.
 #pragma once
 
+#include <string>
+
+#include "core/range_plan.h"
 #include "core/units.h"
 
 namespace egm {
 
-// The kernel's transparent huge page (2 MiB; 512 MiB with 64 KiB pages), or its page if it has
-// none.
-Bytes huge_page_size();
+// The kernel's. `root` goes before /sys; the ordinary page is this kernel's always.
+PageSizes page_sizes(const std::string& root = "");
 
 class HostRange {
  public:
-  // Reserves addresses, aligned to a huge page; no memory yet. Throws std::system_error.
+  // Reserves addresses, aligned by alignment_for(); no memory yet. Throws std::system_error.
   explicit HostRange(Bytes size);
   ~HostRange();
   HostRange(const HostRange&) = delete;

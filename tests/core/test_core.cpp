@@ -5,7 +5,6 @@
 
 #include "checks.h"
 #include "core/config.h"
-#include "core/host_range.h"
 #include "core/ledger.h"
 #include "core/page_nodes.h"
 #include "core/placement.h"
@@ -216,26 +215,6 @@ void segments_are_found_by_any_address_within() {
   expect(!table.take(at(0x10000)), "not twice");
 }
 
-void host_range_is_aligned_populated_and_given_back() {
-  const Bytes size = mib(5) + Bytes(1);
-  HostRange range(size);
-  const auto address = reinterpret_cast<uintptr_t>(range.base());
-  expect(address % huge_page_size().count() == 0, "aligned to a huge page");
-  const auto on_nodes = [&] {
-    Bytes sum;
-    for (const auto& [node, bytes] : page_nodes(range.base(), size).by_node) sum = sum + bytes;
-    return sum;
-  };
-  expect(on_nodes() == Bytes(0), "no memory before it is populated");
-  range.prefer_node(0);
-  range.populate();
-  expect(on_nodes() >= size, "all of it is backed");
-  expect(!range.prefer_node(-1) && !range.prefer_node(1 << 20), "no such node");
-  void* const base = range.leave();
-  expect(base != nullptr && range.base() == nullptr, "left to the caller");
-  free_host_range(base, size);
-}
-
 void pages_are_reported_where_the_kernel_has_them() {
   std::string touched(1 << 20, 'x');
   const auto nodes = page_nodes(touched.data(), Bytes(touched.size()));
@@ -259,7 +238,6 @@ int main() {
   size_classes_are_powers_of_two_of_a_gib();
   for (unsigned seed = 0; seed < 20; ++seed) ledger_invariants(seed);
   segments_are_found_by_any_address_within();
-  host_range_is_aligned_populated_and_given_back();
   pages_are_reported_where_the_kernel_has_them();
   return exit_status();
 }
