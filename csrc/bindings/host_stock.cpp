@@ -31,7 +31,6 @@ class BoundStock {
     if (!stock_ || entered_) throw std::runtime_error("a stock of host memory can be used once");
     entered_ = true;
     user_ = std::this_thread::get_id();
-    py::gil_scoped_release unlocked;
     scope_ = std::make_unique<HostStock::Scope>(*stock_);
   }
 

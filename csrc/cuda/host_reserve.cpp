@@ -36,12 +36,15 @@ bool may_be_of_carveout(BackingKind kind) {
   return kind == BackingKind::kNuma || kind == BackingKind::kSplit;
 }
 
-// What a stock of this thread's holds has been booked.
+// What a stock of this thread's holds has been booked, and is taken in whole pieces.
 Bytes host_bytes_to_come(const Request& request, const Placement& placement) {
   const Bytes on_host = host_share(request.size, placement);
   if (!may_be_of_carveout(placement.backing)) return on_host;
   const HostStock* const stock = HostStock::of_this_thread(request.device);
-  return stock != nullptr ? difference_or_zero(on_host, stock->held()) : on_host;
+  if (stock == nullptr) return on_host;
+  stock->wait_for(on_host);
+  const Bytes in_pieces(on_host.count() / stock->piece().count() * stock->piece().count());
+  return on_host - std::min(in_pieces, stock->held());
 }
 
 // What this process has booked. The mutex is held while it is decided, so that two threads do not

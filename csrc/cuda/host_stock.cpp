@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -24,6 +25,10 @@ namespace {
 
 // So much is asked of the reserve at a time; arbitrary.
 constexpr Bytes kBatch = gib(1);
+// The driver's lock is not fair: while one thread asks for memory without a pause, others wait for
+// it far longer than one request takes. So there is a pause after so much; both are arbitrary.
+constexpr Bytes kBetweenPauses = mib(8);
+constexpr auto kPause = std::chrono::microseconds(50);
 
 thread_local HostStock* current = nullptr;
 
@@ -67,14 +72,20 @@ void HostStock::Shelf::put_batch(size_t count) {
   const Segment booked = of_host_node(Bytes(count * piece.count()), device);
   HostClaim claim(Request{booked.size, device}, booked.placement, &stopped);
   std::deque<Physical> fresh;
+  Bytes since_pause;
   while (fresh.size() < count && !stopped) {
     fresh.emplace_back(piece, Site{device, false, host_node});
+    since_pause = since_pause + piece;
+    if (since_pause < kBetweenPauses) continue;
+    std::this_thread::sleep_for(kPause);
+    since_pause = Bytes(0);
   }
   std::unique_lock<std::mutex> lock(mutex);
   if (given_up || fresh.size() < count) return;
   for (Physical& physical : fresh) held.emplace_back(physical.leave());
   lock.unlock();
   claim.settle(booked);
+  changed.notify_all();
 }
 
 void HostStock::Shelf::fill() noexcept {
@@ -124,6 +135,12 @@ Bytes HostStock::held() const {
 
 void HostStock::stop() noexcept { shelf_->stopped = true; }
 
+void HostStock::wait_for(Bytes wanted) const noexcept {
+  const size_t enough = (wanted.count() + shelf_->piece.count() - 1) / shelf_->piece.count();
+  std::unique_lock<std::mutex> lock(shelf_->mutex);
+  shelf_->changed.wait(lock, [&] { return shelf_->filled || shelf_->held.size() >= enough; });
+}
+
 void HostStock::wait() const noexcept {
   std::unique_lock<std::mutex> lock(shelf_->mutex);
   shelf_->changed.wait(lock, [this] { return shelf_->filled; });
@@ -147,10 +164,7 @@ HostStock* HostStock::of_this_thread(DeviceIndex device) {
   return current != nullptr && current->shelf_->device == device ? current : nullptr;
 }
 
-HostStock::Scope::Scope(HostStock& stock) : outer_(current) {
-  stock.wait();
-  current = &stock;
-}
+HostStock::Scope::Scope(HostStock& stock) : outer_(current) { current = &stock; }
 
 HostStock::Scope::~Scope() { current = outer_; }
 

@@ -25,7 +25,9 @@ class HostStock {
 
   Bytes piece() const;
   Bytes held() const;
-  // Returns when all of it is up, or no more can be had: whoever needs that will be told why.
+  // Returns when so much is held, or no more can be had: whoever needs it will be told why.
+  void wait_for(Bytes wanted) const noexcept;
+  // Returns when nothing more is being brought up.
   void wait() const noexcept;
   // What is being brought up is the last.
   void stop() noexcept;
@@ -37,8 +39,8 @@ class HostStock {
 
   // The stock that this thread's ranges on a device take host memory from, or null.
   static HostStock* of_this_thread(DeviceIndex device);
-  // While it lives, this thread's ranges take from a stock, which is waited for. Ends in the thread
-  // in which it began.
+  // While it lives, this thread's ranges take from a stock, and wait for what they need of it. Ends
+  // in the thread in which it began.
   class Scope {
    public:
     explicit Scope(HostStock& stock);

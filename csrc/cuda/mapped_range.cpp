@@ -77,40 +77,55 @@ MappedRange::MappedRange(Bytes size, Bytes device_part, SplitLayout layout, Devi
   const Bytes unit =
       granularity_of(device, any_on_host ? std::optional<int>(host_node_) : std::nullopt);
   HostStock* const stock = any_on_host ? HostStock::of_this_thread(device) : nullptr;
-  chunk_ = stock != nullptr
-               ? stock->piece()
-               : round_up(Bytes(std::max<uint64_t>(1, size.count() / kMostChunks)), unit);
-  const Bytes total = round_up(size, chunk_);
-  chunks_ = total.count() / chunk_.count();
-  device_chunks_ = chunks_of(device_part);
+  divide(device_part, layout, stock, unit);
   order_ = order_of(chunks_, layout);
-  check(driver().address_reserve(&base_, total.count(), unit.count(), 0, 0), "cuMemAddressReserve",
-        total, device);
+  device_chunks_ = chunks_of(device_part);
+  check(driver().address_reserve(&base_, total().count(), unit.count(), 0, 0),
+        "cuMemAddressReserve", total(), device);
   try {
     map_all(stock);
-    set_access(base_, total);
+    set_access(base_, total());
   } catch (...) {
     release();
     throw;
   }
 }
 
+void MappedRange::divide(Bytes device_part, SplitLayout layout, const HostStock* stock,
+                         Bytes unit) {
+  Bytes chunk = round_up(Bytes(std::max<uint64_t>(1, size_.count() / kMostChunks)), unit);
+  const auto add = [this](Bytes each, Bytes up_to) {
+    while (total() + each <= up_to) edges_.push_back(total() + each);
+  };
+  if (stock != nullptr && layout == SplitLayout::kHead) {
+    add(chunk, device_part);
+    add(stock->piece(), size_);
+    const Bytes rest = round_up(size_ - total(), unit);
+    if (rest > Bytes(0)) edges_.push_back(total() + rest);
+  } else {
+    if (stock != nullptr) chunk = stock->piece();
+    add(chunk, round_up(size_, chunk));
+  }
+  chunks_ = edges_.size() - 1;
+}
+
 void MappedRange::map_all(HostStock* stock) {
   std::deque<Physical> physical;
-  std::vector<CUmemGenericAllocationHandle> at(chunks_);
+  std::vector<CUmemGenericAllocationHandle> handles(chunks_);
   // HBM first: it is the scarcer, and taking host memory takes long.
   for (size_t rank = 0; rank < chunks_; ++rank) {
+    const size_t chunk = order_[rank];
     const bool on_device = rank < device_chunks_;
-    const auto stocked = on_device || stock == nullptr ? std::nullopt : stock->take();
-    if (stocked) {
+    const bool as_stocked = !on_device && stock != nullptr && size_of(chunk) == stock->piece();
+    if (const auto stocked = as_stocked ? stock->take() : std::nullopt) {
       physical.emplace_back(*stocked);
     } else {
-      physical.emplace_back(chunk_, Site{device_, on_device, host_node_});
+      physical.emplace_back(size_of(chunk), Site{device_, on_device, host_node_});
     }
-    at[order_[rank]] = physical.back().handle();
+    handles[chunk] = physical.back().handle();
   }
   for (; mapped_ < chunks_; ++mapped_) {
-    map_at(base_ + mapped_ * chunk_.count(), chunk_, at[mapped_], device_);
+    map_at(at(mapped_), size_of(mapped_), handles[mapped_], device_);
   }
 }
 
@@ -118,17 +133,33 @@ MappedRange::~MappedRange() { release(); }
 
 // Rounded down; but all is all, though the last chunk may be larger than what is left for it.
 size_t MappedRange::chunks_of(Bytes part) const {
-  return part >= size_ ? chunks_ : part.count() / chunk_.count();
+  if (part >= size_) return chunks_;
+  size_t count = 0;
+  Bytes sum;
+  while (count < chunks_ && sum + size_of(order_[count]) <= part) {
+    sum = sum + size_of(order_[count++]);
+  }
+  return count;
+}
+
+Bytes MappedRange::on_device() const {
+  Bytes sum;
+  for (size_t rank = 0; rank < device_chunks_; ++rank) sum = sum + size_of(order_[rank]);
+  return sum;
+}
+
+bool MappedRange::has_device_part(Bytes device_part) const {
+  return chunks_of(device_part) == device_chunks_;
 }
 
 cudaError_t MappedRange::release() noexcept {
   if (mapped_ > 0) {
-    const CUresult status = driver().unmap(base_, mapped_ * chunk_.count());
+    const CUresult status = driver().unmap(base_, edges_[mapped_].count());
     if (status != CUDA_SUCCESS) return runtime_status(status);
     mapped_ = 0;
   }
   if (base_ != 0) {
-    const CUresult status = driver().address_free(base_, chunks_ * chunk_.count());
+    const CUresult status = driver().address_free(base_, total().count());
     if (status != CUDA_SUCCESS) return runtime_status(status);
     base_ = 0;
   }
@@ -155,7 +186,7 @@ void MappedRange::allow(DeviceIndex peer) {
   if (std::find(readers_.begin(), readers_.end(), peer) != readers_.end()) return;
   readers_.push_back(peer);
   try {
-    set_access(base_, Bytes(chunks_ * chunk_.count()));
+    set_access(base_, total());
   } catch (...) {
     readers_.pop_back();
     throw;
@@ -165,46 +196,48 @@ void MappedRange::allow(DeviceIndex peer) {
 Bytes MappedRange::set_device_part(Bytes device_part) {
   const size_t wanted = chunks_of(device_part);
   if (wanted < chunks_ && host_node_ < 0) host_node_ = host_node_of(device_);
-  size_t moved = 0;
-  for (; device_chunks_ < wanted; ++device_chunks_, ++moved) {
-    move_chunk(order_[device_chunks_], true);
+  Bytes moved;
+  for (; device_chunks_ < wanted; ++device_chunks_) {
+    moved = moved + move_chunk(order_[device_chunks_], true);
   }
-  for (; device_chunks_ > wanted; --device_chunks_, ++moved) {
-    move_chunk(order_[device_chunks_ - 1], false);
+  for (; device_chunks_ > wanted; --device_chunks_) {
+    moved = moved + move_chunk(order_[device_chunks_ - 1], false);
   }
-  return Bytes(moved * chunk_.count());
+  return moved;
 }
 
-void MappedRange::move_chunk(size_t index, bool to_device) {
-  const CUdeviceptr at = base_ + index * chunk_.count();
-  const Physical target(chunk_, Site{device_, to_device, host_node_});
+Bytes MappedRange::move_chunk(size_t chunk, bool to_device) {
+  const CUdeviceptr here = at(chunk);
+  const Bytes size = size_of(chunk);
+  const Physical target(size, Site{device_, to_device, host_node_});
   {
-    const Window window(target, chunk_, device_);
-    set_access(window.base(), chunk_);
-    check(cudaMemcpy(reinterpret_cast<void*>(window.base()), reinterpret_cast<const void*>(at),
-                     chunk_.count(), cudaMemcpyDefault),
-          "cudaMemcpy", chunk_, device_);
-    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize", chunk_, device_);
+    const Window window(target, size, device_);
+    set_access(window.base(), size);
+    check(cudaMemcpy(reinterpret_cast<void*>(window.base()), reinterpret_cast<const void*>(here),
+                     size.count(), cudaMemcpyDefault),
+          "cudaMemcpy", size, device_);
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize", size, device_);
   }
   // The old memory until the new is in its place: what fails in between is undone.
   CUmemGenericAllocationHandle old = 0;
-  check(driver().retain(&old, reinterpret_cast<void*>(at)), "cuMemRetainAllocationHandle", chunk_,
+  check(driver().retain(&old, reinterpret_cast<void*>(here)), "cuMemRetainAllocationHandle", size,
         device_);
-  CUresult status = driver().unmap(at, chunk_.count());
+  CUresult status = driver().unmap(here, size.count());
   if (status == CUDA_SUCCESS) {
-    status = driver().map(at, chunk_.count(), 0, target.handle(), 0);
+    status = driver().map(here, size.count(), 0, target.handle(), 0);
     // A mapping without access would fault: also after undoing.
     if (status == CUDA_SUCCESS) {
-      status = try_set_access(at, chunk_);
-      if (status != CUDA_SUCCESS) driver().unmap(at, chunk_.count());
+      status = try_set_access(here, size);
+      if (status != CUDA_SUCCESS) driver().unmap(here, size.count());
     }
     if (status != CUDA_SUCCESS) {
-      driver().map(at, chunk_.count(), 0, old, 0);
-      try_set_access(at, chunk_);
+      driver().map(here, size.count(), 0, old, 0);
+      try_set_access(here, size);
     }
   }
   driver().release(old);
-  check(status, "remapping a chunk", chunk_, device_);
+  check(status, "remapping a chunk", size, device_);
+  return size;
 }
 
 }  // namespace egm

@@ -1,5 +1,7 @@
 // Memory mapped chunk by chunk into one range of addresses, each chunk in HBM or on the host (CUDA
 // Driver API, "Virtual Memory Management"). The backings `numa` and `split` are made of these.
+// Chunks are of one size, but in a range whose head is in HBM and whose tail comes from a stock:
+// there the tail is in the stock's pieces, which are large, because many small ones take longer.
 //
 // What the driver does, on which this relies:
 // - A mapping keeps its physical memory alive, so handles are released once mapped.
@@ -32,8 +34,9 @@ class MappedRange {
 
   void* base() const { return reinterpret_cast<void*>(base_); }
   DeviceIndex device() const { return device_; }
-  Bytes chunk() const { return chunk_; }
-  Bytes on_device() const { return Bytes(device_chunks_ * chunk_.count()); }
+  Bytes on_device() const;
+  // Whether set_device_part(device_part) would move nothing.
+  bool has_device_part(Bytes device_part) const;
 
   // Gives the memory and the addresses back. On failure what is left of them stays, and a further
   // call goes on from there.
@@ -47,9 +50,13 @@ class MappedRange {
   Bytes set_device_part(Bytes device_part);
 
  private:
+  void divide(Bytes device_part, SplitLayout layout, const HostStock* stock, Bytes unit);
+  CUdeviceptr at(size_t chunk) const { return base_ + edges_[chunk].count(); }
+  Bytes size_of(size_t chunk) const { return edges_[chunk + 1] - edges_[chunk]; }
+  Bytes total() const { return edges_.back(); }
   size_t chunks_of(Bytes part) const;
   void map_all(HostStock* stock);
-  void move_chunk(size_t index, bool to_device);
+  Bytes move_chunk(size_t chunk, bool to_device);
   void set_access(CUdeviceptr at, Bytes size) const;
   CUresult try_set_access(CUdeviceptr at, Bytes size) const noexcept;
 
@@ -57,7 +64,8 @@ class MappedRange {
   const Bytes size_;
   std::vector<DeviceIndex> readers_;
   int host_node_ = -1;
-  Bytes chunk_;
+  // Where chunks begin, and where the last one ends.
+  std::vector<Bytes> edges_{Bytes(0)};
   size_t chunks_ = 0;
   // The first `device_chunks_` in `order_` are in HBM.
   std::vector<size_t> order_;

@@ -96,10 +96,14 @@ void allow_peer(DeviceIndex reader, DeviceIndex owner) {
   if (failure) std::rethrow_exception(failure);
 }
 
-std::optional<RangeParts> range_parts(const void* base) {
+std::optional<Bytes> device_part(const void* base) {
   const auto range = find(base);
-  if (range == nullptr) return std::nullopt;
-  return RangeParts{range->on_device(), range->chunk()};
+  return range != nullptr ? std::optional(range->on_device()) : std::nullopt;
+}
+
+bool has_device_part(const void* base, Bytes device_part) {
+  const auto range = find(base);
+  return range == nullptr || range->has_device_part(device_part);
 }
 
 Bytes set_device_part(void* base, Bytes device_part) {

@@ -10,11 +10,6 @@
 
 namespace egm {
 
-struct RangeParts {
-  Bytes on_device;
-  Bytes chunk;
-};
-
 // The base of a new range; throws CudaError.
 void* new_range(Bytes size, Bytes device_part, SplitLayout layout, DeviceIndex device);
 // The caller has waited for what uses it. On failure the range is still there, and may be freed
@@ -25,7 +20,10 @@ cudaError_t free_range(void* base) noexcept;
 // CudaError if one of those there are cannot be granted; the next call tries that again.
 void allow_peer(DeviceIndex reader, DeviceIndex owner);
 
-std::optional<RangeParts> range_parts(const void* base);
+// What of the range that begins there is in HBM; nothing if none does.
+std::optional<Bytes> device_part(const void* base);
+// Whether set_device_part would move nothing.
+bool has_device_part(const void* base, Bytes device_part);
 // See MappedRange::set_device_part. Waits for the device first; no stream of it may be capturing.
 Bytes set_device_part(void* base, Bytes device_part);
 

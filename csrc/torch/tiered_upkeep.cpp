@@ -84,13 +84,9 @@ void TieredAllocator::bring_up(Device& own, const Request& request, const Config
 void TieredAllocator::restore_device_part(Device& own, const Placement& placement,
                                           const void* served) {
   const auto segment = state().segments.find(served);
-  const auto parts = segment ? range_parts(segment->base) : std::nullopt;
-  if (!parts || own.recordings.any()) return;
+  if (!segment || own.recordings.any()) return;
   const Bytes wanted = device_share(segment->size, placement.device_fraction);
-  const Bytes whole(wanted.count() / parts->chunk.count() * parts->chunk.count());
-  // All is all, though the last chunk may be larger than what is left for it.
-  const bool all = wanted >= segment->size;
-  if (all ? parts->on_device >= wanted : parts->on_device == whole) return;
+  if (has_device_part(segment->base, wanted)) return;
   try {
     set_device_part(segment->base, wanted);
   } catch (const CudaError&) {

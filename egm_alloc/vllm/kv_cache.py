@@ -23,6 +23,7 @@ import egm_alloc
 # tensor (csrc/cuda/mapped_range.cpp).
 _PAGE = 2 << 20
 _MOST_CHUNKS = 1024
+_LARGEST_PIECE = 16 << 20
 
 
 def _backings(config: Any) -> list[int]:
@@ -38,12 +39,28 @@ def _rounding(size: int) -> int:
     return math.ceil(size / _MOST_CHUNKS) + _PAGE
 
 
-def stock_piece(extended_bytes: int) -> int:
-    """Return the size of pieces for a stock of host memory, which become the tensors' chunks.
+def stock_sizes(extended_bytes: int, layers: int) -> tuple[int, int]:
+    """Return how much host memory to bring up ahead for KV tensors, and in which pieces.
 
-    Few pieces, but of up to 256 tensors none is rounded by more than `Boundary` allows for.
+    The driver takes up to a third longer for pieces of 2 MiB than for large ones, but who else
+    wants something of it waits for one to be done, and what is left of a tensor's tail beside whole
+    pieces comes up last. So they are of a few milliseconds, and a sixteenth of a tail at most.
+
+    Parameters
+    ----------
+    extended_bytes : int
+        The extended part of the KV cache, from 0 up.
+    layers : int
+        Tensors that share it evenly, 1 or more.
+
+    Returns
+    -------
+    total, piece : int
+        In bytes; no tensor's tail leaves pieces over.
     """
-    return max(1, extended_bytes // (256 * _MOST_CHUNKS) // _PAGE) * _PAGE
+    piece = min(_LARGEST_PIECE, extended_bytes // layers // 16) // _PAGE * _PAGE
+    piece = max(_PAGE, piece)
+    return max(0, extended_bytes - layers * piece), piece
 
 
 @dataclass(frozen=True)

@@ -141,8 +141,8 @@ def _begin_kv_stock(worker: Any, state: _State, size: int) -> None:
     """Have host memory for the KV cache brought up while the model is loaded and profiled."""
     maps = host.kv_maker(state.settings, worker.device.index) is kv_cache.make_split
     if state.stock is None and size > 0 and maps:
-        piece = kv_cache.stock_piece(size)
-        state.stock = _C.HostStock(worker.device.index, size, piece)
+        layers = worker.vllm_config.model_config.get_num_layers(worker.parallel_config)
+        state.stock = _C.HostStock(worker.device.index, *kv_cache.stock_sizes(size, layers))
 
 
 def _drop_stock(state: _State) -> None:

@@ -13,8 +13,8 @@ import torch
 import egm_alloc
 from egm_alloc import _C
 from tests.allocator.conftest import GIB, MIB, Background, block, wait_for
-from tests.backings.conftest import counters, make
-from tests.simulator import sim
+from tests.backings.conftest import counters, make, pattern
+from tests.simulator import run_script, sim
 from tests.simulator.host import write_host
 
 pytestmark = [pytest.mark.simulated, pytest.mark.usefixtures("initialised")]
@@ -24,6 +24,13 @@ CHUNK = 2 * MIB
 
 def taken() -> int:
     return sim.host_numa()["taken"]
+
+
+def stock_of(total: int, piece: int = CHUNK) -> _C.HostStock:
+    """Return a stock that is all there."""
+    stock = _C.HostStock(0, total, piece)
+    wait_for(lambda: stock.held_bytes == total)
+    return stock
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +44,7 @@ def nothing_is_left() -> Iterator[None]:
 @pytest.mark.parametrize("backing", ["numa", "split"])
 def test_tensors_take_what_is_there(backing: str) -> None:
     before = taken()
-    with _C.HostStock(0, 16 * CHUNK, CHUNK):
+    with stock_of(16 * CHUNK):
         assert taken() == before + 16 * CHUNK
         with sim.call_log() as log:
             tensor = make(16 * CHUNK, backing)
@@ -50,10 +57,24 @@ def test_tensors_take_what_is_there(backing: str) -> None:
 
 
 def test_more_than_there_is_comes_from_the_driver() -> None:
-    with _C.HostStock(0, 4 * CHUNK, CHUNK), sim.call_log() as log:
+    with stock_of(4 * CHUNK), sim.call_log() as log:
         tensor = make(12 * CHUNK, "numa")
     assert log.names.count("cuMemCreate") == 8
     assert tensor.numel() == 12 * CHUNK
+
+
+def test_tensor_waits_for_what_it_needs_and_no_longer() -> None:
+    """What comes up is held 1 GiB at a time."""
+    with sim.stall_call("cuMemCreate", seconds=0.02):
+        stock = _C.HostStock(0, 2 * GIB, 16 * MIB)
+        with stock:
+            with sim.call_log() as log:
+                one = make(GIB, "numa")
+                made = log.names.count("cuMemCreate")
+            assert GIB // (16 * MIB) <= made < 2 * GIB // (16 * MIB)
+            other = make(GIB, "numa")
+            assert stock.held_bytes == 0
+    assert one.numel() == other.numel() == GIB
 
 
 def test_pieces_become_the_chunks_of_ranges() -> None:
@@ -62,8 +83,26 @@ def test_pieces_become_the_chunks_of_ranges() -> None:
     assert egm_alloc.info(tensor).on_device_bytes == 10 * CHUNK
 
 
+@pytest.mark.parametrize("pieces", [0, 1, 3])
+def test_head_is_in_small_chunks_and_tail_in_pieces(pieces: int) -> None:
+    piece, size = 8 * MIB, 41 * MIB
+    with stock_of(pieces * piece, piece), sim.call_log() as log:
+        with egm_alloc.place("split", device_fraction=11 / 41, layout="head"):
+            tensor = block(size)
+    sizes = [call.args["size"] // MIB for call in log.of("cuMemMap")]
+    assert sizes == [2] * 5 + [8, 8, 8, 8]  # 10 MiB of 11 in HBM, 31 MiB and a rounded end
+    made = sorted(call.args["size"] // MIB for call in log.of("cuMemCreate"))
+    assert made == [2] * 5 + [8] * (4 - pieces)
+    assert egm_alloc.info(tensor).on_device_bytes == 10 * MIB
+    tensor.copy_(pattern(size, 1))
+    for fraction, in_hbm, moved in ((1, 42, 32), (30 / 41, 26, 16), (0, 0, 26), (11 / 41, 10, 10)):
+        assert egm_alloc.migrate(tensor, device_fraction=fraction) == moved * MIB
+        assert egm_alloc.info(tensor).on_device_bytes == in_hbm * MIB
+        assert torch.equal(tensor.cpu(), pattern(size, 1))
+
+
 def test_other_threads_and_devices_take_nothing_of_it() -> None:
-    stock = _C.HostStock(0, 16 * CHUNK, CHUNK)
+    stock = stock_of(16 * CHUNK)
     made: list[torch.Tensor] = []
     with stock:
         other = threading.Thread(target=lambda: made.append(make(10 * CHUNK, "numa")))
@@ -149,16 +188,22 @@ def test_reserve_counts_what_is_taken_from_it_once(
     tmp_path: Path, egm_gib: float, wanted: int
 ) -> None:
     # 100 MiB may be taken, and the host's files do not change by it.
-    sim.set_host_root(write_host(tmp_path, 1, 100 / 1024, egm_gib))
-    egm_alloc.enable(host_reserve_gib=0)
-    with _C.HostStock(0, 80 * MIB, CHUNK):
-        tensor = make(wanted, "numa")
-    if egm_gib:
-        with pytest.raises(torch.cuda.OutOfMemoryError, match="carve-out"):
-            make(20 * MIB, "numa")
-        del tensor
-        torch.cuda.empty_cache()
-        make(wanted, "numa")  # all of it is free again
+    root = write_host(tmp_path, 1, 100 / 1024, egm_gib)
+    script = f"""
+import pytest, torch, egm_alloc
+from egm_alloc import _C
+from tests.backings.conftest import make
+egm_alloc.enable(threshold_gib=1 << 20, host_reserve_gib=0)
+with _C.HostStock(0, {80 * MIB}, {CHUNK}):
+    tensor = make({wanted}, "numa")
+if {egm_gib}:
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="carve-out"):
+        make({20 * MIB}, "numa")
+    del tensor
+    torch.cuda.empty_cache()
+    make({wanted}, "numa")  # all of it is free again
+"""
+    run_script(script, env={"EGM_SIM_HOST_ROOT": str(root)})  # no other process books there
 
 
 def test_reserve_ends_it_and_refuses_the_tensor(tmp_path: Path) -> None:

@@ -158,18 +158,19 @@ def test_host_memory_comes_up_while_the_model_is_loaded_and_profiled(
     monkeypatch.setattr(host, "kv_bytes", lambda worker, settings: 128 * MIB)
     worker = Worker(runner=Runner(torch.device("cuda:0"), weight_bytes=2 * MIB))
     worker.in_hbm = 128 * MIB
+    ahead = (128 - 16 * 2) * MIB  # but for a piece of each layer
     steps.load_model(worker, worker.load_model)
     stock = worker.egm_alloc_state.stock
     assert (stock is None) == (size == "auto")  # which is found out after loading
     if stock is not None:
-        wait_for(lambda: stock.held_bytes == 128 * MIB)
+        wait_for(lambda: stock.held_bytes == ahead)
     available = steps.determine_available_memory(worker, worker.determine_available_memory)
     config = config_of(available // (2 * MIB), page_bytes=MIB)
-    wait_for(lambda: worker.egm_alloc_state.stock.held_bytes == 128 * MIB)
+    wait_for(lambda: worker.egm_alloc_state.stock.held_bytes == ahead)
     with sim.call_log() as log:
         steps.initialize_from_config(worker, worker.initialize_from_config, config)
     assert log.names.count("cuMemMap") == 256 * MIB // (2 * MIB)
-    assert log.names.count("cuMemCreate") == 128 * MIB // (2 * MIB)  # the rest was there
+    assert log.names.count("cuMemCreate") == (256 * MIB - ahead) // (2 * MIB)  # the rest was there
     assert worker.egm_alloc_state.stock is None
 
 
@@ -277,10 +278,22 @@ def test_engines_one_after_the_other_leave_nothing_on_the_host(
         assert egm_alloc.stats().extended_tier.reserved_bytes == 0
 
 
-def test_pieces_of_the_stock_are_small_beside_a_tensor() -> None:
-    assert kv_cache.stock_piece(1) == 2 * MIB
-    assert kv_cache.stock_piece(32 * GIB) == 2 * MIB
-    assert kv_cache.stock_piece(4096 * GIB) == 16 * MIB
+@pytest.mark.parametrize(
+    ("extended_mib", "layers", "ahead_mib", "piece_mib"),
+    [
+        (1, 16, 0, 2),
+        (1024, 16, 1024 - 16 * 4, 4),
+        (8192, 80, 8192 - 80 * 6, 6),
+        (32768, 16, 32768 - 16 * 16, 16),
+        (4 << 20, 1, (4 << 20) - 16, 16),
+    ],
+)
+def test_stock_is_in_pieces_that_are_small_beside_a_tensor(
+    extended_mib: int, layers: int, ahead_mib: int, piece_mib: int
+) -> None:
+    ahead, piece = kv_cache.stock_sizes(extended_mib * MIB, layers)
+    assert (ahead, piece) == (ahead_mib * MIB, piece_mib * MIB)
+    assert ahead // piece <= layers * (extended_mib * MIB // layers // piece)  # none is left over
 
 
 @pytest.mark.simulated
