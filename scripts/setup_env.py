@@ -33,6 +33,7 @@ TEST_TOOLS = {
     "xdist": "pytest-xdist>=3",
     "hypothesis": "hypothesis>=6",
     "numpy": "numpy",
+    "matplotlib": "matplotlib>=3.8",
 }
 
 # Pinned, because another version of a formatter finds other faults.

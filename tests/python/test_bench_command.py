@@ -256,7 +256,6 @@ def test_bad_file_for_the_plot_is_refused(
 
 
 def test_plot_is_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     drawing = tmp_path / "bench.png"
     run_bench(capsys, "--kinds", "device,managed", "--plot", str(drawing))
     assert drawing.read_bytes().startswith(b"\x89PNG")
