@@ -19,11 +19,11 @@ STEPS = ("training step", "inference step")
 ALLOCATIONS = tuple(f"alloc {size}" for size in rows.ALLOCATION_SIZES)
 SMALL_THREADS = "8 threads, small"
 NINTH_THREAD = "8 threads, small; ninth 64 MiB"
-EVERY_ROW = (*ALLOCATIONS, *STEPS, SMALL_THREADS)
+EVERY_ROW = (*ALLOCATIONS, *STEPS, SMALL_THREADS, NINTH_THREAD)
 
 # Each setup is a process of its own; native torch runs without egm_alloc being imported.
 SETUPS: dict[str, tuple[str, ...]] = {
-    "native": (*EVERY_ROW, NINTH_THREAD),
+    "native": EVERY_ROW,
     "tiered": (*ALLOCATIONS[:3], *STEPS, SMALL_THREADS),
     "low threshold": (*ALLOCATIONS[2:], NINTH_THREAD),
     "managed": STEPS,
