@@ -147,8 +147,9 @@ def migrate(tensor: torch.Tensor, *, device_fraction: float) -> int:
     TypeError, ValueError
         If `tensor` is in other memory, or `device_fraction` is not allowed.
     RuntimeError
-        If HBM or the host is too short of memory; the tensor is whole then, and chunks that moved
-        before stay moved. During a CUDA graph capture, or within a ``use_mem_pool`` block.
+        If the reserve of host memory leaves no room for what would move there. If HBM or the host
+        is too short of memory; the tensor is whole then, and chunks that moved before stay moved.
+        During a CUDA graph capture, or within a ``use_mem_pool`` block.
 
     Notes
     -----

@@ -62,7 +62,13 @@ void bind_host_stock(py::module_& module) {
   py::class_<BoundStock>(module, "HostStock")
       .def(py::init<DeviceIndex, uint64_t, uint64_t>(), py::arg("device"), py::arg("size_bytes"),
            py::arg("piece_bytes"))
-      .def("__enter__", &BoundStock::enter)
+      .def(
+          "__enter__",
+          [](BoundStock& stock) -> BoundStock& {
+            stock.enter();
+            return stock;
+          },
+          py::return_value_policy::reference)
       .def("__exit__", [](BoundStock& stock, const py::args&) { stock.close(); })
       .def("close", &BoundStock::close)
       .def_property_readonly("held_bytes", &BoundStock::held_bytes);

@@ -211,9 +211,9 @@ py::object segment_of(uintptr_t address) {
   result["prefetched"] = segment->placement.prefetch;
   result["spilled"] = segment->placement.spilled;
   result["tag"] = segment->placement.tag;
-  const auto on_device = egm::device_part(segment->base);
+  const auto parts = egm::range_parts(segment->base);
   result["on_device_bytes"] =
-      on_device ? py::object(py::int_(on_device->count())) : py::object(py::none());
+      parts ? py::object(py::int_(parts->on_device.count())) : py::object(py::none());
   result["owner"] = segment->owner == egm::SegmentOwner::kPair ? "pair" : "torch";
   return result;
 }

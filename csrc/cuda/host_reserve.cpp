@@ -20,6 +20,7 @@
 #include "cuda/guards.h"
 #include "cuda/host_stock.h"
 #include "cuda/managed_promise.h"
+#include "cuda/mapped_range.h"
 #include "cuda/traits.h"
 
 namespace egm {
@@ -36,15 +37,16 @@ bool may_be_of_carveout(BackingKind kind) {
   return kind == BackingKind::kNuma || kind == BackingKind::kSplit;
 }
 
-// What a stock of this thread's holds has been booked, and is taken in whole pieces.
+// What a stock of this thread's holds has been booked.
 Bytes host_bytes_to_come(const Request& request, const Placement& placement) {
   const Bytes on_host = host_share(request.size, placement);
   if (!may_be_of_carveout(placement.backing)) return on_host;
   const HostStock* const stock = HostStock::of_this_thread(request.device);
   if (stock == nullptr) return on_host;
-  stock->wait_for(on_host);
-  const Bytes in_pieces(on_host.count() / stock->piece().count() * stock->piece().count());
-  return on_host - std::min(in_pieces, stock->held());
+  const Bytes stocked = MappedRange::from_stock(request.size, request.size - on_host,
+                                                placement.layout, request.device);
+  stock->wait_for(stocked);
+  return difference_or_zero(on_host, std::min(stocked, stock->held()));
 }
 
 // What this process has booked. The mutex is held while it is decided, so that two threads do not
@@ -225,17 +227,13 @@ std::optional<Refusal> HostClaim::book_of_carveout(Bytes asked, Bytes carveout) 
   return std::nullopt;
 }
 
-void HostClaim::settle(const Segment& segment) {
-  const BackingKind kind = segment.placement.backing;
+void HostClaim::settle(Bytes of_node, const Segment* managed) {
   const bool booked = pending_ > Bytes(0);
-  const bool managed = kind == BackingKind::kManaged;
-  const Bytes of_node =
-      may_be_of_carveout(kind) ? host_share(segment.size, segment.placement) : Bytes(0);
   const Bytes passed = passed_by_stock();
-  if (!booked && !managed && of_node == Bytes(0)) return;
+  if (!booked && managed == nullptr && of_node == Bytes(0)) return;
   Books& all = books();
   std::lock_guard<std::mutex> lock(all.mutex);
-  if (managed) all.promise.add(segment);
+  if (managed != nullptr) all.promise.add(*managed);
   all.own.carveout = all.own.carveout - carveout_ - passed + of_node;
   all.own.pending = all.own.pending - pending_;
   pending_ = carveout_ = Bytes(0);
@@ -258,20 +256,28 @@ HostClaim::~HostClaim() {
   publish(all);
 }
 
-void unbook_released(const Segment& segment) noexcept {
-  const BackingKind kind = segment.placement.backing;
-  if (kind != BackingKind::kManaged && !may_be_of_carveout(kind)) return;
+Placement on_host_node() {
+  Placement placement;
+  placement.backing = BackingKind::kNuma;
+  return placement;
+}
+
+void unbook_node(Bytes released) noexcept {
+  if (released == Bytes(0)) return;
   Books& all = books();
   std::lock_guard<std::mutex> lock(all.mutex);
-  const Booking before = all.own;
-  if (kind == BackingKind::kManaged) {
-    all.promise.remove(segment);
-  } else {
-    // A forked child has not booked what its parent holds.
-    all.own.carveout =
-        difference_or_zero(before.carveout, host_share(segment.size, segment.placement));
-  }
-  if (before.promised > Bytes(0) || before.carveout > Bytes(0)) publish(all);
+  const Bytes before = all.own.carveout;
+  // A forked child has not booked what its parent holds.
+  all.own.carveout = difference_or_zero(before, released);
+  if (before > Bytes(0)) publish(all);
+}
+
+void unbook_managed(const Segment& segment) noexcept {
+  Books& all = books();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  const bool promised = all.own.promised > Bytes(0);
+  all.promise.remove(segment);
+  if (promised) publish(all);
 }
 
 Bookings bookings() {

@@ -28,8 +28,9 @@ class HostClaim {
   HostClaim(const Request& request, const Placement& placement,
             const std::atomic<bool>* give_up = nullptr);
   ~HostClaim();
-  // The segment is there: the claim has become what its memory takes, or has promised.
-  void settle(const Segment& segment);
+  // The memory is there: the claim has become what it takes of the host's node by cuMemCreate, or
+  // what a managed segment has promised.
+  void settle(Bytes of_node, const Segment* managed = nullptr);
   HostClaim(const HostClaim&) = delete;
   HostClaim& operator=(const HostClaim&) = delete;
 
@@ -46,8 +47,12 @@ class HostClaim {
   Bytes carveout_;
 };
 
-// After a segment is gone: what it had promised, or held of the carve-out, is free.
-void unbook_released(const Segment& segment) noexcept;
+// For a claim on memory of the host's node.
+Placement on_host_node();
+// After memory of the host's node is given back: what it held of the carve-out is free.
+void unbook_node(Bytes released) noexcept;
+// After a managed segment is gone: so is its promise.
+void unbook_managed(const Segment& segment) noexcept;
 
 // What is booked of host memory now.
 struct Bookings {

@@ -32,14 +32,6 @@ constexpr auto kPause = std::chrono::microseconds(50);
 
 thread_local HostStock* current = nullptr;
 
-Segment of_host_node(Bytes size, DeviceIndex device) {
-  Segment booked;
-  booked.size = size;
-  booked.device = device;
-  booked.placement.backing = BackingKind::kNuma;
-  return booked;
-}
-
 }  // namespace
 
 // Shared with the thread, which may outlive the stock by the batch that it is at.
@@ -50,6 +42,8 @@ struct HostStock::Shelf {
         piece(round_up(std::max(least_piece, Bytes(1)), granularity_of(device, host_node))),
         pieces(static_cast<size_t>(total.count() / piece.count())) {}
 
+  // A forked child has neither the thread nor the memory, and the mutex may be locked for good.
+  bool is_of_parent() const { return process != getpid(); }
   void fill() noexcept;
   void put_batch(size_t count);
 
@@ -69,8 +63,8 @@ struct HostStock::Shelf {
 };
 
 void HostStock::Shelf::put_batch(size_t count) {
-  const Segment booked = of_host_node(Bytes(count * piece.count()), device);
-  HostClaim claim(Request{booked.size, device}, booked.placement, &stopped);
+  const Bytes size(count * piece.count());
+  HostClaim claim(Request{size, device}, on_host_node(), &stopped);
   std::deque<Physical> fresh;
   Bytes since_pause;
   while (fresh.size() < count && !stopped) {
@@ -84,7 +78,7 @@ void HostStock::Shelf::put_batch(size_t count) {
   if (given_up || fresh.size() < count) return;
   for (Physical& physical : fresh) held.emplace_back(physical.leave());
   lock.unlock();
-  claim.settle(booked);
+  claim.settle(size);
   changed.notify_all();
 }
 
@@ -111,8 +105,7 @@ HostStock::HostStock(DeviceIndex device, Bytes total, Bytes piece)
 }
 
 HostStock::~HostStock() {
-  // A forked child has neither the thread nor the memory.
-  if (shelf_->process != getpid()) return;
+  if (shelf_->is_of_parent()) return;
   std::deque<Physical> left;
   Bytes booked;
   {
@@ -123,12 +116,13 @@ HostStock::~HostStock() {
   }
   booked = booked + Bytes(left.size() * shelf_->piece.count());
   left.clear();
-  unbook_released(of_host_node(booked, shelf_->device));
+  unbook_node(booked);
 }
 
 Bytes HostStock::piece() const { return shelf_->piece; }
 
 Bytes HostStock::held() const {
+  if (shelf_->is_of_parent()) return Bytes(0);
   std::lock_guard<std::mutex> lock(shelf_->mutex);
   return Bytes(shelf_->held.size() * shelf_->piece.count());
 }
@@ -136,17 +130,20 @@ Bytes HostStock::held() const {
 void HostStock::stop() noexcept { shelf_->stopped = true; }
 
 void HostStock::wait_for(Bytes wanted) const noexcept {
+  if (shelf_->is_of_parent()) return;
   const size_t enough = (wanted.count() + shelf_->piece.count() - 1) / shelf_->piece.count();
   std::unique_lock<std::mutex> lock(shelf_->mutex);
   shelf_->changed.wait(lock, [&] { return shelf_->filled || shelf_->held.size() >= enough; });
 }
 
 void HostStock::wait() const noexcept {
+  if (shelf_->is_of_parent()) return;
   std::unique_lock<std::mutex> lock(shelf_->mutex);
   shelf_->changed.wait(lock, [this] { return shelf_->filled; });
 }
 
 std::optional<CUmemGenericAllocationHandle> HostStock::take() noexcept {
+  if (shelf_->is_of_parent()) return std::nullopt;
   std::lock_guard<std::mutex> lock(shelf_->mutex);
   if (shelf_->held.empty()) return std::nullopt;
   const auto handle = shelf_->held.front().leave();
@@ -156,6 +153,7 @@ std::optional<CUmemGenericAllocationHandle> HostStock::take() noexcept {
 }
 
 Bytes HostStock::pass_booking() noexcept {
+  if (shelf_->is_of_parent()) return Bytes(0);
   std::lock_guard<std::mutex> lock(shelf_->mutex);
   return std::exchange(shelf_->unpassed, Bytes(0));
 }

@@ -1,7 +1,5 @@
 // Memory mapped chunk by chunk into one range of addresses, each chunk in HBM or on the host (CUDA
 // Driver API, "Virtual Memory Management"). The backings `numa` and `split` are made of these.
-// Chunks are of one size, but in a range whose head is in HBM and whose tail comes from a stock:
-// there the tail is in the stock's pieces, which are large, because many small ones take longer.
 //
 // What the driver does, on which this relies:
 // - A mapping keeps its physical memory alive, so handles are released once mapped.
@@ -14,6 +12,7 @@
 
 #include <vector>
 
+#include "core/chunks.h"
 #include "core/config.h"
 #include "core/units.h"
 
@@ -34,9 +33,14 @@ class MappedRange {
 
   void* base() const { return reinterpret_cast<void*>(base_); }
   DeviceIndex device() const { return device_; }
-  Bytes on_device() const;
-  // Whether set_device_part(device_part) would move nothing.
-  bool has_device_part(Bytes device_part) const;
+  Bytes on_device() const { return chunks_.first(device_chunks_); }
+  Bytes on_host() const { return mapped_ == 0 ? Bytes(0) : chunks_.total() - on_device(); }
+  // What `on_device` would be after set_device_part(device_part).
+  Bytes on_device_with(Bytes device_part) const {
+    return chunks_.first(chunks_.within(device_part));
+  }
+  // What a new range takes from this thread's stock, if that has it.
+  static Bytes from_stock(Bytes size, Bytes device_part, SplitLayout layout, DeviceIndex device);
 
   // Gives the memory and the addresses back. On failure what is left of them stays, and a further
   // call goes on from there.
@@ -50,25 +54,18 @@ class MappedRange {
   Bytes set_device_part(Bytes device_part);
 
  private:
-  void divide(Bytes device_part, SplitLayout layout, const HostStock* stock, Bytes unit);
-  CUdeviceptr at(size_t chunk) const { return base_ + edges_[chunk].count(); }
-  Bytes size_of(size_t chunk) const { return edges_[chunk + 1] - edges_[chunk]; }
-  Bytes total() const { return edges_.back(); }
-  size_t chunks_of(Bytes part) const;
+  static Chunks chunks_for(Bytes size, Bytes device_part, SplitLayout layout, DeviceIndex device);
+  CUdeviceptr at(size_t chunk) const { return base_ + chunks_.start(chunk).count(); }
   void map_all(HostStock* stock);
   Bytes move_chunk(size_t chunk, bool to_device);
   void set_access(CUdeviceptr at, Bytes size) const;
   CUresult try_set_access(CUdeviceptr at, Bytes size) const noexcept;
 
   const DeviceIndex device_;
-  const Bytes size_;
   std::vector<DeviceIndex> readers_;
   int host_node_ = -1;
-  // Where chunks begin, and where the last one ends.
-  std::vector<Bytes> edges_{Bytes(0)};
-  size_t chunks_ = 0;
-  // The first `device_chunks_` in `order_` are in HBM.
-  std::vector<size_t> order_;
+  const Chunks chunks_;
+  // The first so many in the chunks' order are in HBM.
   size_t device_chunks_ = 0;
   size_t mapped_ = 0;
   CUdeviceptr base_ = 0;

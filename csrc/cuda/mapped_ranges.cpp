@@ -12,6 +12,7 @@
 
 #include "cuda/errors.h"
 #include "cuda/guards.h"
+#include "cuda/host_reserve.h"
 #include "cuda/mapped_range.h"
 
 namespace egm {
@@ -96,23 +97,43 @@ void allow_peer(DeviceIndex reader, DeviceIndex owner) {
   if (failure) std::rethrow_exception(failure);
 }
 
-std::optional<Bytes> device_part(const void* base) {
+std::optional<RangeParts> range_parts(const void* base) {
   const auto range = find(base);
-  return range != nullptr ? std::optional(range->on_device()) : std::nullopt;
+  if (range == nullptr) return std::nullopt;
+  return RangeParts{range->on_device(), range->on_host()};
 }
 
-bool has_device_part(const void* base, Bytes device_part) {
+Bytes set_device_part(void* base, Bytes device_part, const std::atomic<bool>* give_up) {
+  auto& changing = registry().changing;
+  std::unique_lock<std::mutex> lock(changing);
   const auto range = find(base);
-  return range == nullptr || range->has_device_part(device_part);
-}
-
-Bytes set_device_part(void* base, Bytes device_part) {
-  std::lock_guard<std::mutex> changing(registry().changing);
-  const auto range = find(base);
-  if (range == nullptr) return Bytes(0);
-  DeviceScope device(range->device());
-  check(cudaDeviceSynchronize(), "cudaDeviceSynchronize", device_part, range->device());
-  return range->set_device_part(device_part);
+  if (range == nullptr || range->on_device_with(device_part) == range->on_device()) {
+    return Bytes(0);
+  }
+  const Bytes before = range->on_host();
+  const Bytes more = difference_or_zero(range->on_device(), range->on_device_with(device_part));
+  lock.unlock();  // the claim may have to wait for others
+  HostClaim claim(Request{more, range->device()}, on_host_node(), give_up);
+  lock.lock();
+  Bytes moved;
+  std::exception_ptr failure;
+  try {
+    DeviceScope device(range->device());
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize", device_part, range->device());
+    moved = range->set_device_part(device_part);
+  } catch (const CudaError&) {
+    failure = std::current_exception();
+  }
+  // As far as it came.
+  const Bytes after = range->on_host();
+  lock.unlock();
+  if (after > before) {
+    claim.settle(after - before);
+  } else {
+    unbook_node(before - after);
+  }
+  if (failure) std::rethrow_exception(failure);
+  return moved;
 }
 
 }  // namespace egm

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <atomic>
 #include <optional>
 
 #include "core/config.h"
@@ -20,11 +21,16 @@ cudaError_t free_range(void* base) noexcept;
 // CudaError if one of those there are cannot be granted; the next call tries that again.
 void allow_peer(DeviceIndex reader, DeviceIndex owner);
 
-// What of the range that begins there is in HBM; nothing if none does.
-std::optional<Bytes> device_part(const void* base);
-// Whether set_device_part would move nothing.
-bool has_device_part(const void* base, Bytes device_part);
+// What of the range that begins there is in HBM, and what on the host; nothing if none does.
+struct RangeParts {
+  Bytes on_device;
+  Bytes on_host;
+};
+std::optional<RangeParts> range_parts(const void* base);
+
 // See MappedRange::set_device_part. Waits for the device first; no stream of it may be capturing.
-Bytes set_device_part(void* base, Bytes device_part);
+// Host memory that it takes is asked of the reserve, and ReserveExceeded thrown with everything as
+// it was; `give_up` as in HostClaim.
+Bytes set_device_part(void* base, Bytes device_part, const std::atomic<bool>* give_up = nullptr);
 
 }  // namespace egm

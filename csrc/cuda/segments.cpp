@@ -13,6 +13,7 @@
 #include "cuda/errors.h"
 #include "cuda/guards.h"
 #include "cuda/host_reserve.h"
+#include "cuda/mapped_ranges.h"
 
 namespace egm {
 namespace {
@@ -46,6 +47,12 @@ cudaError_t wait_for_last_work(const Segment& segment) noexcept {
   return cudaStreamSynchronize(stream);
 }
 
+// What it holds of the host's node by cuMemCreate.
+Bytes node_bytes(const Segment& segment) {
+  const auto parts = range_parts(segment.base);
+  return parts ? parts->on_host : Bytes(0);
+}
+
 cudaError_t wait_and_release(const Segment& segment) noexcept {
   Backing& backing = backing_of(segment.placement.backing);
   if (!backing.waits_on_release()) {
@@ -66,11 +73,13 @@ cudaError_t wait_and_release(const Segment& segment) noexcept {
 // is shutting down or the context is lost: the memory is gone with it.
 bool try_release(const Segment& segment) noexcept {
   RelaxedCaptureScope relaxed;
+  const Bytes of_node = node_bytes(segment);
   const cudaError_t status = wait_and_release(segment);
   if (status != cudaSuccess) cudaGetLastError();
   if (forbidden_by_capture(status)) return false;
   state().ledger.segment_released(segment.device, segment.placement.backing, segment.size);
-  unbook_released(segment);
+  unbook_node(of_node);
+  if (segment.placement.backing == BackingKind::kManaged) unbook_managed(segment);
   return true;
 }
 
@@ -141,7 +150,8 @@ void* acquire_segment(const Request& request, const Placement& placement, Segmen
   Segment segment{acquired.base, request.size, request.device, placement, owner, request.stream};
   segment.placement.prefetch = acquired.prefetched;
   segments.insert(segment);
-  claim->settle(segment);
+  const bool managed = placement.backing == BackingKind::kManaged;
+  claim->settle(node_bytes(segment), managed ? &segment : nullptr);
   ledger.segment_acquired(request.device, placement.backing);
   *hints = book_hints(acquired, request, placement);
   return acquired.base;

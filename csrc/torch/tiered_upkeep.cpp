@@ -3,6 +3,8 @@
 #include <c10/core/AllocatorConfig.h>
 #include <c10/cuda/CUDAFunctions.h>
 
+#include <atomic>
+#include <stdexcept>
 #include <utility>
 
 #include "core/state.h"
@@ -85,11 +87,11 @@ void TieredAllocator::restore_device_part(Device& own, const Placement& placemen
                                           const void* served) {
   const auto segment = state().segments.find(served);
   if (!segment || own.recordings.any()) return;
-  const Bytes wanted = device_share(segment->size, placement.device_fraction);
-  if (has_device_part(segment->base, wanted)) return;
+  static const std::atomic<bool> at_once{true};
   try {
-    set_device_part(segment->base, wanted);
-  } catch (const CudaError&) {
+    set_device_part(segment->base, device_share(segment->size, placement.device_fraction),
+                    &at_once);
+  } catch (const std::runtime_error&) {
     // HBM or the host is short of it.
   }
 }

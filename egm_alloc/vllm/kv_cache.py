@@ -51,13 +51,14 @@ def stock_sizes(extended_bytes: int, layers: int) -> tuple[int, int]:
     extended_bytes : int
         The extended part of the KV cache, from 0 up.
     layers : int
-        Tensors that share it evenly, 1 or more.
+        Tensors that share it evenly.
 
     Returns
     -------
     total, piece : int
         In bytes; no tensor's tail leaves pieces over.
     """
+    layers = max(1, layers)
     piece = min(_LARGEST_PIECE, extended_bytes // layers // 16) // _PAGE * _PAGE
     piece = max(_PAGE, piece)
     return max(0, extended_bytes - layers * piece), piece

@@ -84,6 +84,9 @@ class Work:
     def stock(self, mib: int) -> None:
         """Have host memory brought up ahead, for tensors taken from now on."""
         self.ahead = _C.HostStock(0, mib * MIB, 2 * MIB)
+        end = time.monotonic() + 60
+        while self.ahead.held_bytes < mib * MIB and time.monotonic() < end:
+            time.sleep(0.01)
         self.ahead.__enter__()
 
     def end_stock(self) -> None:

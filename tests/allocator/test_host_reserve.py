@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.allocator.ranks import MIB, Rank
+from tests.simulator import run_script
 from tests.simulator.host import write_host
 
 pytestmark = pytest.mark.simulated
@@ -201,6 +202,74 @@ def test_carveout_counts_what_is_brought_up_ahead_once(tmp_path: Path, rank: Ran
     first.do("free")
     first.do("end_stock")
     assert second.do("take", 90, "numa") == ""
+
+
+EIGHT_DEVICES = """
+import pathlib
+from tests.allocator.ranks import Rank
+if __name__ == "__main__":
+    root = pathlib.Path({root!r})
+    first, second, third = (Rank(root) for _ in range(3))
+    assert first.do("take", 40, "managed", 7) == ""
+    assert second.do("take", 40, "pinned", 3) == ""  # as far as the files tell, all is free still
+    assert first.do("take", 20, "managed", 0) == ""
+    assert third.do("bookings")["others_promised_bytes"] == 60 << 20
+    refusal = third.do("take", 60, "numa", 5)
+    assert "would cut into the reserve" in refusal and "of other processes" in refusal, refusal
+    first.kill()
+    assert third.do("take", 60, "numa", 5) == ""
+    second.kill()
+    third.kill()
+    print("done")
+"""
+
+
+CARVEOUT = """
+import pytest, torch, egm_alloc
+from egm_alloc import _C
+from tests.backings.conftest import MIB, make
+egm_alloc.enable(threshold_gib=1 << 20, host_reserve_gib=0, spill=False)
+"""
+
+
+def test_carveout_counts_what_ranges_hold_with_their_rounding(tmp_path: Path) -> None:
+    """Of a stock in pieces of 16 MiB, tensors of 18 MiB take two each."""
+    carved = host(tmp_path / "carved", 100, egm_mib=100)
+    script = """
+with _C.HostStock(0, 96 * MIB, 16 * MIB):
+    tensors = [make(18 * MIB, "numa") for _ in range(3)]
+with pytest.raises(torch.cuda.OutOfMemoryError, match="carve-out.*100663296 bytes. are held"):
+    make(10 * MIB, "numa")
+del tensors
+torch.cuda.empty_cache()
+make(100 * MIB, "numa")
+"""
+    run_script(CARVEOUT + script, env={"EGM_SIM_HOST_ROOT": str(carved)})
+
+
+@pytest.mark.parametrize("egm_mib", [0, 20])
+def test_moving_a_tensor_to_the_host_is_asked_of_the_reserve(tmp_path: Path, egm_mib: int) -> None:
+    at = host(tmp_path / "host", 20, egm_mib=egm_mib)
+    script = f"""
+tensor = make(64 * MIB, "split", fraction=1.0)
+with pytest.raises(RuntimeError, match={"carve-out" if egm_mib else "reserve"!r}):
+    egm_alloc.migrate(tensor, device_fraction=0)
+assert egm_alloc.info(tensor).on_device_bytes == 64 * MIB
+assert egm_alloc.migrate(tensor, device_fraction=0.75) == 16 * MIB
+if {egm_mib}:
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="16777216 bytes. are held"):
+        make(10 * MIB, "numa")
+    assert egm_alloc.migrate(tensor, device_fraction=1) == 16 * MIB
+    held = make(20 * MIB, "numa")
+"""
+    run_script(CARVEOUT + script, env={"EGM_SIM_HOST_ROOT": str(at)})
+
+
+def test_devices_of_several_processes_share_the_host(root: Path, tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(EIGHT_DEVICES.format(root=str(root)))
+    runs = f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
+    assert "done" in run_script(runs, devices=8).stdout
 
 
 def test_control_groups_count_who_is_in_them(tmp_path: Path, root: Path, rank: Ranks) -> None:

@@ -238,6 +238,9 @@ def operations(backing: str, device: int) -> Iterator[tuple[str, Callable[[], ob
     if backing in ("numa", "split"):
         for part in (0.75, 0.25):
             yield f"migrate {part}", lambda to=part: egm_alloc.migrate(held[0], device_fraction=to)  # type: ignore[misc]
+    for other in {device, len(all_devices()) - 1 - device}:
+        yield f"copy to {other}", lambda to=other: make(backing, to).copy_(held[0])  # type: ignore[misc]
+        yield f"copy from {other}", lambda of=other: held[0].copy_(make(backing, of))  # type: ignore[misc]
     yield "residency", lambda: egm_alloc.residency(held[0])
     yield "stats", lambda: egm_alloc.stats(device)
     yield "free", held.clear
@@ -278,7 +281,7 @@ def keep_the_current_device_after_errors(backing: str) -> None:
                         operation()
                     fired = fault.fired
                     failed = [call.name for call in log if call.result != "cudaSuccess"]
-                if name == "allocate" and failed == ["cudaSetDevice"]:
+                if name.startswith(("allocate", "copy")) and failed == ["cudaSetDevice"]:
                     torch.cuda.set_device(1)  # it may have been torch's own guard that failed
                 assert current() == 1, (name, nth, log.names)
                 if name == "allocate" and fired:

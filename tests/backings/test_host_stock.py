@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,12 +67,11 @@ def test_more_than_there_is_comes_from_the_driver() -> None:
 
 def test_tensor_waits_for_what_it_needs_and_no_longer() -> None:
     """What comes up is held 1 GiB at a time."""
-    with sim.stall_call("cuMemCreate", seconds=0.02):
+    with sim.stall_call("cuMemCreate", seconds=0.02), sim.call_log() as log:
         stock = _C.HostStock(0, 2 * GIB, 16 * MIB)
         with stock:
-            with sim.call_log() as log:
-                one = make(GIB, "numa")
-                made = log.names.count("cuMemCreate")
+            one = make(GIB, "numa")
+            made = log.names.count("cuMemCreate")
             assert GIB // (16 * MIB) <= made < 2 * GIB // (16 * MIB)
             other = make(GIB, "numa")
             assert stock.held_bytes == 0
@@ -117,9 +118,9 @@ def test_failing_driver_ends_it_in_silence_and_the_tensor_says_why() -> None:
     with sim.fail_call("cuMemCreate", nth=5, times=-1):
         stock = _C.HostStock(0, 16 * CHUNK, CHUNK)
         with stock:
-            assert stock.held_bytes == 0  # a batch comes whole or not at all
             with pytest.raises(torch.cuda.OutOfMemoryError, match="cuMemCreate"):
                 make(16 * CHUNK, "numa")
+            assert stock.held_bytes == 0  # a batch comes whole or not at all
 
 
 @pytest.mark.parametrize("filled", [True, False])
@@ -174,12 +175,50 @@ def test_child_of_a_fork_has_none_of_it() -> None:
         assert stock.held_bytes == 16 * CHUNK
 
 
+def test_child_of_a_fork_waits_for_none_of_it() -> None:
+    with contextlib.ExitStack() as stack:
+        with sim.stall_call("cuMemCreate") as stall:
+            stock = stack.enter_context(_C.HostStock(0, 16 * CHUNK, CHUNK))
+            stall.wait_until_reached()
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)
+                stock.__exit__(None, None, None)
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("backing", ["numa", "split"])
+def test_stock_that_suffices_is_all_that_is_asked_for(tmp_path: Path, backing: str) -> None:
+    """48 MiB, and nothing beside them."""
+    root = write_host(tmp_path, 1, 48 / 1024, 48 / 1024)
+    script = f"""
+import time, torch, egm_alloc
+from egm_alloc import _C
+egm_alloc.enable(threshold_gib=1 << 20, host_reserve_gib=0, spill=False)
+stock = _C.HostStock(0, {48 * MIB}, {16 * MIB})
+while stock.held_bytes < {48 * MIB}: time.sleep(0.01)
+with stock:
+    if {backing!r} == "numa":
+        with egm_alloc.place("numa"):
+            tensor = torch.empty({46 * MIB}, dtype=torch.uint8, device="cuda")
+    else:
+        with egm_alloc.place("split", device_fraction=10.01 / 58, layout="head"):
+            tensor = torch.empty({58 * MIB}, dtype=torch.uint8, device="cuda")
+    assert stock.held_bytes == 0
+print("done")
+"""
+    env = {"EGM_SIM_HOST_ROOT": str(root)}
+    assert "done" in run_script(script, env=env).stdout
+
+
 def test_refused_stock_is_no_refused_request(tmp_path: Path) -> None:
     sim.set_host_root(write_host(tmp_path, 1, 10 / 1024))
     egm_alloc.enable(host_reserve_gib=0)
     before = counters("numa").reserve_refusals
-    with _C.HostStock(0, GIB, CHUNK):
-        pass
+    with _C.HostStock(0, GIB, CHUNK) as stock:
+        assert make(10 * MIB, "numa").numel() == 10 * MIB  # once the stock is refused
+        assert stock.held_bytes == 0
     assert counters("numa").reserve_refusals == before
 
 
@@ -211,9 +250,9 @@ def test_reserve_ends_it_and_refuses_the_tensor(tmp_path: Path) -> None:
     egm_alloc.enable(host_reserve_gib=0)
     stock = _C.HostStock(0, 2 * GIB, CHUNK)
     with stock:
-        assert stock.held_bytes == 0
         with pytest.raises(torch.cuda.OutOfMemoryError, match="reserve"):
             make(200 * MIB, "numa")
+        assert stock.held_bytes == 0
 
 
 def test_device_is_checked() -> None:

@@ -224,18 +224,24 @@ def test_mapped_memory_is_copied_within_a_device_too(backing: str) -> None:
     assert counters(backing).segments == 2
 
 
-@pytest.mark.parametrize("device", [0, 1])
-def test_pinned_memory_is_copied_to_pinned_memory_by_the_gpu(device: int) -> None:
+@pytest.mark.parametrize("current", [0, 1])
+@pytest.mark.parametrize(("here", "there"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_pinned_memory_is_copied_to_pinned_memory_by_the_gpu(
+    current: int, here: int, there: int
+) -> None:
     """The driver would do it by the CPU. Here no kernel moves bytes: see tests/gpu."""
-    one, other = make(12 * MIB, "pinned", 0), make(12 * MIB, "pinned", device)
+    one, other = make(12 * MIB, "pinned", here), make(12 * MIB, "pinned", there)
     copies = [(other, one), (other[3:], one[3:]), (other[3:1000], one[:997])]
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream(device=here)
     for target, source in copies:
-        with torch.cuda.stream(stream), sim.call_log(everything=True) as log:
-            target.copy_(source)
+        with torch.cuda.stream(stream), torch.cuda.device(current):
+            with sim.call_log(everything=True) as log:
+                target.copy_(source)
+            assert torch.cuda.current_device() == current
         names = [name for name in log.names if "Memcpy" in name or "Launch" in name]
         assert names == ["cudaLaunchKernel"]
-        assert log.of("cudaLaunchKernel")[0].args["stream"] == stream.cuda_stream
+        (launch,) = log.of("cudaLaunchKernel")
+        assert (launch.args["stream"], launch.device) == (stream.cuda_stream, here)
     with sim.fail_call("cudaLaunchKernel", error="cudaErrorLaunchOutOfResources"):
         with pytest.raises(RuntimeError, match="cudaErrorLaunchOutOfResources"):
             other.copy_(one)

@@ -306,13 +306,14 @@ def test_copies_between_kinds_keep_contents(backing: str, other: str) -> None:
     if other in NEEDS_HOST_NUMA and not has_host_numa():
         pytest.skip("this driver cannot map memory of a host NUMA node")
     source, target = make(33 * MIB, backing), make(33 * MIB, other)
-    source.copy_(pattern(33 * MIB, 0))
+    expected = pattern(33 * MIB, 0)
+    source.fill_(9)
     torch.cuda._sleep(20_000_000)
+    source.copy_(expected.cuda())  # not there yet when the copy is asked for
     target.copy_(source)
     source.fill_(3)  # behind the copy, on the same stream
-    assert torch.equal(target.cpu(), pattern(33 * MIB, 0))
+    assert torch.equal(target.cpu(), expected)
     target[3:1000].copy_(source[5:1002])
-    expected = pattern(33 * MIB, 0)
     expected[3:1000] = 3
     assert torch.equal(target.cpu(), expected)
 
