@@ -21,6 +21,12 @@ Load = dict[str, int]
 Result = dict[str, Any]
 
 
+def _end_group(process: subprocess.Popen[str]) -> None:
+    """End a process and those that it has started, which may outlive it and hold its output."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 @dataclass
 class Engine:
     """A vLLM engine: its options, and the environment in which it starts."""
@@ -114,17 +120,13 @@ class Engine:
     def kill(self) -> None:
         """End it and the processes that it has started, at once."""
         assert self.process is not None
-        self._signal()
+        _end_group(self.process)
         self.process.communicate()
         self.process = None
 
-    def _signal(self) -> None:
-        assert self.process is not None
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-
     def _answer(self) -> Result:
-        late = threading.Timer(_LONGEST_S, self._signal)
+        assert self.process is not None
+        late = threading.Timer(_LONGEST_S, _end_group, (self.process,))
         late.start()
         try:
             return self._next_result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.vllm_process import one_line
+from benchmarks import vllm_process
+from benchmarks.vllm_process import Engine, one_line
 from benchmarks.vllm_serving import tokens_alike
+from tests.allocator.conftest import Background
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,6 +80,24 @@ def test_engine_that_cannot_start_is_said_and_the_others_go_on(path: str, tmp_pa
     assert "plain: failed: ValueError: Error: larger than the available KV cache memory" in said
     assert "extended, 1 x " in said
     assert "tokens identical (4 of 6 runs failed)" in said
+
+
+def test_engine_that_hangs_is_ended_with_what_it_has_started(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child of an engine that is gone holds its output."""
+    (tmp_path / "vllm" / "__init__.py").write_text(
+        "import os, subprocess\nsubprocess.Popen(['sleep', '600'])\nos._exit(3)\n"
+    )
+    monkeypatch.setattr(vllm_process, "_LONGEST_S", 2.0)
+    monkeypatch.setenv("PYTHONPATH", path)
+    engine = Engine("hangs")
+    engine.start(argparse.Namespace(engine="{}", logs=tmp_path / "logs"))
+    assert engine.process is not None
+    answer = Background(engine.wait).finish(30)
+    assert isinstance(answer, dict)
+    assert "exit status 3" in answer["failed"]
+    engine.stop()
 
 
 def test_unequal_tokens_are_said() -> None:
