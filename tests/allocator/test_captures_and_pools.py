@@ -34,6 +34,42 @@ def test_large_tensor_made_in_a_graph_capture_stays_in_hbm() -> None:
     assert tier(block(2 * GIB)) == "extended"
 
 
+def test_request_for_a_stream_that_captures_stays_in_hbm_though_another_is_current() -> None:
+    egm_alloc.enable(threshold_gib=1)
+    graph = torch.cuda.CUDAGraph()
+    static = torch.zeros(16, device="cuda")
+    captures, current = torch.cuda.Stream(), torch.cuda.Stream()
+    with torch.cuda.graph(graph, stream=captures, capture_error_mode="relaxed"):
+        static.add_(1)
+        with torch.cuda.stream(current):
+            address = torch.cuda.caching_allocator_alloc(2 * GIB, 0, captures)
+        assert managed_segments() == 0
+        torch.cuda.caching_allocator_delete(address)
+    graph.replay()
+
+
+COMPILED = """
+import torch, egm_alloc
+egm_alloc.enable(threshold_gib=1)
+table = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
+def forward(x):
+    return (x + table[:1024].float()).relu()
+compiled = torch.compile(forward, backend="cudagraphs")
+x = torch.zeros(1024, device="cuda")
+with torch.no_grad():
+    for _ in range(4):
+        torch.compiler.cudagraph_mark_step_begin()
+        compiled(x)
+    large = torch.empty(3 << 30, dtype=torch.uint8, device="cuda")
+    compiled(x)
+print(egm_alloc.info(table).tier, egm_alloc.info(large).tier)
+"""
+
+
+def test_compiled_function_with_cudagraphs_runs_beside_extended_tensors() -> None:
+    assert run_script(COMPILED).stdout.split()[-2:] == ["extended", "extended"]
+
+
 def test_capture_goes_on_while_another_thread_diverts_and_frees() -> None:
     egm_alloc.enable(threshold_gib=1)
     outside = block(2 * GIB)

@@ -41,6 +41,51 @@ def test_memory_fraction_binds_hbm_and_not_the_extended_tier() -> None:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
+def test_extended_tier_may_be_larger_than_hbm_whatever_the_fraction(fraction: float) -> None:
+    hbm = sim.hbm()["capacity"]
+    egm_alloc.enable(threshold_gib=1, spill=False)
+    torch.cuda.set_per_process_memory_fraction(fraction)
+    try:
+        held = [block(hbm) for _ in range(3)]
+        assert {tier(tensor) for tensor in held} == {"extended"}
+        del held
+        torch.cuda.empty_cache()
+        egm_alloc.disable()
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            block(int(hbm * fraction) + 2 * MIB)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+COLLECTS = """
+import torch, egm_alloc
+from tests.simulator import sim
+egm_alloc.enable(threshold_gib=1)
+torch.cuda.set_per_process_memory_fraction(0.9)
+MIB = 1 << 20
+def cached_after(extended_gib):
+    held = [torch.empty(extended_gib << 30, dtype=torch.uint8, device="cuda")]
+    cached = torch.empty(512 * MIB, dtype=torch.uint8, device="cuda")
+    del cached
+    with sim.call_log() as log:
+        small = torch.empty(700 * MIB, dtype=torch.uint8, device="cuda")
+    del small, held
+    torch.cuda.empty_cache()
+    return "cudaFree" not in log.names
+print(cached_after(8), cached_after(32))
+"""
+
+
+def test_extended_memory_does_not_set_off_torchs_garbage_collection() -> None:
+    ran = run_script(
+        COLLECTS,
+        hbm_gib=16,
+        env={"PYTORCH_CUDA_ALLOC_CONF": "garbage_collection_threshold:0.6"},
+    )
+    assert ran.stdout.split() == ["True", "True"]
+
+
 def test_memory_fraction_binds_again_after_a_failed_diversion() -> None:
     egm_alloc.enable(threshold_gib=2, limit_gib=100, spill=False)
     torch.cuda.set_per_process_memory_fraction(0.25)

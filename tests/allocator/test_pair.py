@@ -60,6 +60,29 @@ def test_malloc_prefetches_strictly_below_the_threshold(pair: ctypes.CDLL) -> No
         pair.managed_free(pointer, size, 0, None)
 
 
+def test_malloc_prefetches_below_the_configured_threshold(pair: ctypes.CDLL) -> None:
+    egm_alloc.enable(threshold_gib=1 / 16)
+    for size, prefetched in ((64 * MIB - 1, True), (64 * MIB, False)):
+        with sim.call_log() as log:
+            pointer = pair.managed_malloc(size, 0, None)
+        assert ("cudaMemPrefetchAsync" in [step[0] for step in steps(log)]) is prefetched
+        pair.managed_free(pointer, size, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("call", "counter"),
+    [("cudaMemAdvise", "advice_failures"), ("cudaMemPrefetchAsync", "prefetch_failures")],
+)
+def test_hints_of_the_pair_that_fail_count(
+    pair: ctypes.CDLL, call: str, counter: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = getattr(egm_alloc.stats(0).extended["managed"], counter)
+    with sim.fail_call(call, error="cudaErrorInvalidDevice", times=1):
+        pointer = pair.managed_malloc(64 * MIB, 0, None)
+    assert getattr(egm_alloc.stats(0).extended["managed"], counter) == before + 1
+    pair.managed_free(pointer, 64 * MIB, 0, None)
+
+
 def test_malloc_follows_the_configuration(pair: ctypes.CDLL) -> None:
     egm_alloc.enable(
         threshold_gib=1, preferred_location="host", accessed_by=("device",), prefetch=False

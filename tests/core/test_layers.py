@@ -49,7 +49,13 @@ def test_layer_includes_only_those_above_it(source: Path) -> None:
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: str(p.relative_to(CSRC)))
 def test_library_neither_exits_nor_prints_nor_reads_the_environment(source: Path) -> None:
     text = re.sub(r"//.*|/\*.*?\*/", "", source.read_text())
-    found = set(re.findall(r"\b(?:std::)?(getenv|exit|_exit|abort|f?printf)\s*\(", text))
+    found = set(
+        re.findall(
+            r"\b(?:std::)?(secure_getenv|getenv|exit|_exit|quick_exit|abort|terminate|f?printf|puts|perror)\s*\(",
+            text,
+        )
+    )
+    found |= set(re.findall(r"\bstd::(?:cerr|cout|clog)\b", text))
     if source.relative_to(CSRC).parts[0] == "c_api":
         found.discard("fprintf")  # the exported pair has no Python to warn through
     assert not found

@@ -19,6 +19,7 @@ def test_every_comparison_is_measured() -> None:
     for comparison in COMPARISONS:
         assert comparison.row in SETUPS[comparison.setup]
         assert comparison.row in SETUPS["native"]
+    assert SETUPS["managed, recorded"] == SETUPS["native"]
 
 
 def test_ratio_is_taken_turn_by_turn_and_decides() -> None:

@@ -50,6 +50,8 @@ def test_device_that_the_machine_lacks_is_refused(device: Any) -> None:
     with pytest.raises(ValueError, match=r"^device is \d; allowed: an index below 2"):
         egm_alloc.enable(device=device)
     assert not egm_alloc.is_enabled()
+    egm_alloc.enable(device=1)
+    assert egm_alloc.get_config() == egm_alloc.Config(device=(1,))
 
 
 @pytest.mark.simulated
@@ -59,6 +61,8 @@ def test_positional_or_unknown_argument_is_refused() -> None:
     with pytest.raises(TypeError):
         egm_alloc.enable(treshold_gib=1)  # type: ignore[call-arg]
     assert not egm_alloc.is_enabled()
+    egm_alloc.enable(threshold_gib=1)
+    assert egm_alloc.get_config() == egm_alloc.Config(threshold_gib=1)
 
 
 @pytest.mark.simulated

@@ -44,6 +44,8 @@ def test_silent_environment_means_the_defaults() -> None:
         ("HOST_RESERVE_GIB", "0", Config(host_reserve_gib=0)),
         ("HOST_RESERVE_GIB", "none", Config(host_reserve_gib=None)),
         ("LIMIT_GIB", "none", Config()),
+        ("DEVICE_FRACTION", "0.25", Config(device_fraction=0.25)),
+        ("SPILL", "0", Config(spill=False)),
     ],
 )
 def test_variable_sets_its_field(variable: str, text: str, expected: Config) -> None:
@@ -76,6 +78,11 @@ def test_variable_sets_its_field(variable: str, text: str, expected: Config) -> 
         ("PREFETCH", ""),
         ("LIMIT_GIB", "0"),
         ("LIMIT_GIB", "unlimited"),
+        ("HOST_RESERVE_GIB", "-1"),
+        ("HOST_RESERVE_GIB", "5%"),
+        ("DEVICE_FRACTION", "1.5"),
+        ("DEVICE_FRACTION", "half"),
+        ("SPILL", "no way"),
     ],
 )
 def test_bad_variable_is_refused_by_name(variable: str, text: str) -> None:

@@ -23,6 +23,15 @@ print(len(caught), *(f"{w.category.__name__}: {w.message}" for w in caught), sep
 print(egm_alloc.is_enabled(), torch.cuda.is_initialized())
 """
 
+# What was wrong in the environment is not asked again for a field that is given.
+IMPORT_AND_ENABLE = """
+import torch, warnings
+warnings.simplefilter("ignore")
+import egm_alloc
+egm_alloc.enable(threshold_gib=1, device="all", mode="tiered", backing="managed")
+print(egm_alloc.info(torch.empty(1 << 30, dtype=torch.uint8, device="cuda")).tier)
+"""
+
 
 def imported(stdout: str) -> tuple[list[str], bool]:
     """Return the warnings that `IMPORT` printed and whether egm_alloc was on."""
@@ -90,6 +99,9 @@ def test_import_warns_once_and_stays_off(variables: dict[str, str], words: list[
     assert warned[0].startswith("RuntimeWarning: egm_alloc is off: ")
     for word in words:
         assert word in warned[0]
+    if "PYTORCH_NO_CUDA_MEMORY_CACHING" not in variables:
+        ran = run_script(IMPORT_AND_ENABLE, env=variables, devices=2)
+        assert ran.stdout.splitlines()[-1] == "extended"
 
 
 @pytest.mark.simulated
