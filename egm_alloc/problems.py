@@ -111,7 +111,10 @@ def environment_problems(environ: Mapping[str, str] = os.environ) -> list[Proble
         what = f"{_NO_CACHING} turns off torch's caching allocator, which egm_alloc extends"
         problems.append(Problem(what, f"unset {_NO_CACHING}", stops=True))
     if environ.get(_NCCL_HOOK, "").lower() in _NCCL_TRUE:
-        what = f"{_NCCL_HOOK} registers every segment with NCCL, extended ones too"
+        what = (
+            f"{_NCCL_HOOK} registers every segment with NCCL, extended ones too, which NCCL may "
+            "refuse and is not known to be any faster"
+        )
         problems.append(Problem(what, f"unset {_NCCL_HOOK}", stops=False))
     return problems
 

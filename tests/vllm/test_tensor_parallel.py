@@ -1,0 +1,69 @@
+"""Workers of several GPUs, each a process, on a simulated machine with a coherent link."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.allocator.conftest import Background
+from tests.simulator import run_script
+
+SCRIPT = """
+import logging, os, sys
+from types import ModuleType, SimpleNamespace
+import torch
+from torch import distributed
+from tests.vllm.fakes import GIB, MIB, Runner, Worker, config_of, vllm_config
+
+rank = int(os.environ["RANK"])
+parallel_state = ModuleType("vllm.distributed.parallel_state")
+parallel_state.get_world_group = lambda: SimpleNamespace(cpu_group=None)
+sys.modules.update({
+    "vllm": ModuleType("vllm"),
+    "vllm.distributed": ModuleType("vllm.distributed"),
+    "vllm.distributed.parallel_state": parallel_state,
+})
+other = (115 if rank else 83) * GIB  # what the other finds
+
+def gather(numbers, mine, group):
+    numbers[rank], numbers[1 - rank] = mine, other
+
+distributed.get_world_size = lambda group: 2
+distributed.all_gather_object = gather
+logging.basicConfig(stream=sys.stdout, format="%(message)s", level="INFO")
+import egm_alloc
+from egm_alloc.vllm import host, steps
+from egm_alloc.vllm.settings import Settings
+
+torch.cuda.set_device(rank)
+device = torch.device(f"cuda:{rank}")
+worker = Worker(vllm_config(parallel__local_world_size=2), Runner(device, weight_bytes=2 * MIB))
+worker.device = device
+# Of unequal hosts, as their reserves are here, the least holds.
+egm_alloc.enable(host_reserve_gib=64 + 64 * rank, threshold_gib=1 << 20)
+print("auto", host.kv_bytes(worker, Settings(kv_bytes="auto")) / GIB)
+
+os.environ["EGM_ALLOC_VLLM_KV_GIB"] = "0.125"
+worker.in_hbm = 128 * MIB
+steps.load_model(worker, worker.load_model)
+available = steps.determine_available_memory(worker, worker.determine_available_memory)
+config = config_of(available // (2 * MIB), page_bytes=MIB)
+steps.initialize_from_config(worker, worker.initialize_from_config, config)
+where = {cache.device.index for cache in worker.model_runner.kv_caches}
+assert where == {rank}, where
+assert {egm_alloc.info(cache).backing for cache in worker.model_runner.kv_caches} == {"split"}
+assert steps.extended_kv_bytes(worker) == 128 * MIB
+"""
+
+
+@pytest.mark.simulated
+def test_each_worker_has_its_share_and_one_log_block() -> None:
+    def run(rank: int) -> str:
+        env = {"RANK": str(rank)}
+        return run_script(SCRIPT, machine="gh200", devices=2, env=env).stdout
+
+    ranks = [Background(lambda rank=rank: run(rank)) for rank in (0, 1)]  # type: ignore[misc]
+    for rank, process in enumerate(ranks):
+        said = str(process.finish(90))
+        assert "auto 83.0\n" in said  # half of 460.8 - 128 GiB, for two GPUs
+        assert said.count("egm_alloc on cuda:") == 1
+        assert f"egm_alloc on cuda:{rank} (Simulated" in said
