@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <deque>
-#include <numeric>
 #include <optional>
 
 #include "cuda/driver.h"
