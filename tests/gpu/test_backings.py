@@ -307,9 +307,10 @@ def test_copies_between_kinds_keep_contents(backing: str, other: str) -> None:
         pytest.skip("this driver cannot map memory of a host NUMA node")
     source, target = make(33 * MIB, backing), make(33 * MIB, other)
     expected = pattern(33 * MIB, 0)
+    in_hbm = expected.cuda()
     source.fill_(9)
     torch.cuda._sleep(20_000_000)
-    source.copy_(expected.cuda())  # not there yet when the copy is asked for
+    source.copy_(in_hbm)  # has not happened yet when the next copy is asked for
     target.copy_(source)
     source.fill_(3)  # behind the copy, on the same stream
     assert torch.equal(target.cpu(), expected)
