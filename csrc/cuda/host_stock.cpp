@@ -130,8 +130,7 @@ Bytes HostStock::held() const {
 void HostStock::stop() noexcept { shelf_->stopped = true; }
 
 void HostStock::wait_for(Bytes wanted) const noexcept {
-  if (shelf_->is_of_parent()) return;
-  const size_t enough = (wanted.count() + shelf_->piece.count() - 1) / shelf_->piece.count();
+  const size_t enough = round_up(wanted, shelf_->piece).count() / shelf_->piece.count();
   std::unique_lock<std::mutex> lock(shelf_->mutex);
   shelf_->changed.wait(lock, [&] { return shelf_->filled || shelf_->held.size() >= enough; });
 }
@@ -143,7 +142,6 @@ void HostStock::wait() const noexcept {
 }
 
 std::optional<CUmemGenericAllocationHandle> HostStock::take() noexcept {
-  if (shelf_->is_of_parent()) return std::nullopt;
   std::lock_guard<std::mutex> lock(shelf_->mutex);
   if (shelf_->held.empty()) return std::nullopt;
   const auto handle = shelf_->held.front().leave();
@@ -153,13 +151,13 @@ std::optional<CUmemGenericAllocationHandle> HostStock::take() noexcept {
 }
 
 Bytes HostStock::pass_booking() noexcept {
-  if (shelf_->is_of_parent()) return Bytes(0);
   std::lock_guard<std::mutex> lock(shelf_->mutex);
   return std::exchange(shelf_->unpassed, Bytes(0));
 }
 
 HostStock* HostStock::of_this_thread(DeviceIndex device) {
-  return current != nullptr && current->shelf_->device == device ? current : nullptr;
+  if (current == nullptr || current->shelf_->is_of_parent()) return nullptr;
+  return current->shelf_->device == device ? current : nullptr;
 }
 
 HostStock::Scope::Scope(HostStock& stock) : outer_(current) { current = &stock; }

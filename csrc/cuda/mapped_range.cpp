@@ -39,50 +39,55 @@ class Window {
   const Bytes size_;
 };
 
-// What is all in HBM needs nothing of the host.
-bool any_on_host(Bytes size, Bytes device_part) { return device_part < size; }
-
 void map_at(CUdeviceptr at, Bytes size, CUmemGenericAllocationHandle physical, DeviceIndex device) {
   check(driver().map(at, size.count(), 0, physical, 0), "cuMemMap", size, device);
 }
 
 }  // namespace
 
+// What is all in HBM needs nothing of the host.
+MappedRange::Supply MappedRange::supply_for(Bytes size, Bytes device_part, DeviceIndex device) {
+  if (device_part >= size) return {-1, granularity_of(device, std::nullopt), nullptr};
+  const int host_node = host_node_of(device);
+  return {host_node, granularity_of(device, host_node), HostStock::of_this_thread(device)};
+}
+
 Chunks MappedRange::chunks_for(Bytes size, Bytes device_part, SplitLayout layout,
-                               DeviceIndex device) {
-  if (!any_on_host(size, device_part)) {
-    return {size, device_part, layout, granularity_of(device, std::nullopt), std::nullopt};
-  }
-  const HostStock* const stock = HostStock::of_this_thread(device);
-  const auto piece = stock != nullptr ? std::optional(stock->piece()) : std::nullopt;
-  return {size, device_part, layout, granularity_of(device, host_node_of(device)), piece};
+                               const Supply& supply) {
+  const auto piece = supply.stock != nullptr ? std::optional(supply.stock->piece()) : std::nullopt;
+  return {size, device_part, layout, supply.unit, piece};
 }
 
 Bytes MappedRange::from_stock(Bytes size, Bytes device_part, SplitLayout layout,
                               DeviceIndex device) {
-  const HostStock* const stock = HostStock::of_this_thread(device);
-  if (stock == nullptr || !any_on_host(size, device_part)) return Bytes(0);
-  const Chunks chunks = chunks_for(size, device_part, layout, device);
+  const Supply supply = supply_for(size, device_part, device);
+  if (supply.stock == nullptr) return Bytes(0);
+  const Chunks chunks = chunks_for(size, device_part, layout, supply);
   Bytes sum;
   for (size_t rank = chunks.within(device_part); rank < chunks.count(); ++rank) {
     const Bytes chunk = chunks.size(chunks.at_rank(rank));
-    if (chunk == stock->piece()) sum = sum + chunk;
+    if (chunk == supply.stock->piece()) sum = sum + chunk;
   }
   return sum;
 }
 
 MappedRange::MappedRange(Bytes size, Bytes device_part, SplitLayout layout, DeviceIndex device,
                          const std::vector<DeviceIndex>& peers)
-    : device_(device), readers_(peers), chunks_(chunks_for(size, device_part, layout, device)) {
+    : MappedRange(size, device_part, layout, device, peers, supply_for(size, device_part, device)) {
+}
+
+MappedRange::MappedRange(Bytes size, Bytes device_part, SplitLayout layout, DeviceIndex device,
+                         const std::vector<DeviceIndex>& peers, const Supply& supply)
+    : device_(device),
+      readers_(peers),
+      host_node_(supply.host_node),
+      chunks_(chunks_for(size, device_part, layout, supply)),
+      device_chunks_(chunks_.within(device_part)) {
   readers_.insert(readers_.begin(), device);
-  const bool on_host = any_on_host(size, device_part);
-  if (on_host) host_node_ = host_node_of(device);
-  device_chunks_ = chunks_.within(device_part);
-  const Bytes unit = granularity_of(device, on_host ? std::optional(host_node_) : std::nullopt);
-  check(driver().address_reserve(&base_, chunks_.total().count(), unit.count(), 0, 0),
+  check(driver().address_reserve(&base_, chunks_.total().count(), supply.unit.count(), 0, 0),
         "cuMemAddressReserve", chunks_.total(), device);
   try {
-    map_all(on_host ? HostStock::of_this_thread(device) : nullptr);
+    map_all(supply.stock);
     set_access(base_, chunks_.total());
   } catch (...) {
     release();

@@ -10,6 +10,7 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
+#include <atomic>
 #include <vector>
 
 #include "core/chunks.h"
@@ -54,7 +55,16 @@ class MappedRange {
   Bytes set_device_part(Bytes device_part);
 
  private:
-  static Chunks chunks_for(Bytes size, Bytes device_part, SplitLayout layout, DeviceIndex device);
+  // What a new range is made from.
+  struct Supply {
+    int host_node;  // -1 if it needs none
+    Bytes unit;
+    HostStock* stock;
+  };
+  static Supply supply_for(Bytes size, Bytes device_part, DeviceIndex device);
+  static Chunks chunks_for(Bytes size, Bytes device_part, SplitLayout layout, const Supply& supply);
+  MappedRange(Bytes size, Bytes device_part, SplitLayout layout, DeviceIndex device,
+              const std::vector<DeviceIndex>& peers, const Supply& supply);
   CUdeviceptr at(size_t chunk) const { return base_ + chunks_.start(chunk).count(); }
   void map_all(HostStock* stock);
   Bytes move_chunk(size_t chunk, bool to_device);
@@ -63,11 +73,11 @@ class MappedRange {
 
   const DeviceIndex device_;
   std::vector<DeviceIndex> readers_;
-  int host_node_ = -1;
+  int host_node_;
   const Chunks chunks_;
-  // The first so many in the chunks' order are in HBM.
-  size_t device_chunks_ = 0;
-  size_t mapped_ = 0;
+  // The first so many in the chunks' order are in HBM. These two are read while they change.
+  std::atomic<size_t> device_chunks_;
+  std::atomic<size_t> mapped_{0};
   CUdeviceptr base_ = 0;
 };
 

@@ -104,17 +104,18 @@ std::optional<RangeParts> range_parts(const void* base) {
 }
 
 Bytes set_device_part(void* base, Bytes device_part, const std::atomic<bool>* give_up) {
-  auto& changing = registry().changing;
-  std::unique_lock<std::mutex> lock(changing);
   const auto range = find(base);
-  if (range == nullptr || range->on_device_with(device_part) == range->on_device()) {
-    return Bytes(0);
-  }
+  if (range == nullptr) return Bytes(0);
+  // Asked for each reuse of a split segment: what needs no move waits for nobody else's.
+  const Bytes wanted = range->on_device_with(device_part);
+  const Bytes found = range->on_device();
+  if (wanted == found) return Bytes(0);
+  // Before the lock: it may have to wait for others.
+  HostClaim claim(Request{difference_or_zero(found, wanted), range->device()}, on_host_node(),
+                  give_up);
+  std::unique_lock<std::mutex> lock(registry().changing);
+  if (find(base) != range) return Bytes(0);
   const Bytes before = range->on_host();
-  const Bytes more = difference_or_zero(range->on_device(), range->on_device_with(device_part));
-  lock.unlock();  // the claim may have to wait for others
-  HostClaim claim(Request{more, range->device()}, on_host_node(), give_up);
-  lock.lock();
   Bytes moved;
   std::exception_ptr failure;
   try {

@@ -24,10 +24,9 @@ void copy_by_kernel(void* dst, const void* src, size_t count, DeviceIndex device
       at::TensorOptions(at::Device(at::kCUDA, index)).dtype(by_words ? at::kLong : at::kByte);
   const auto elements = static_cast<int64_t>(by_words ? count / sizeof(int64_t) : count);
   const auto tensor = [&](void* address) {
-    const auto device_of_blob = options.device();
     return at::for_blob(address, {elements})
         .options(options)
-        .target_device(device_of_blob)
+        .target_device(options.device())
         .make_tensor();
   };
   at::Tensor to = tensor(dst);

@@ -166,16 +166,15 @@ cudaError_t TieredAllocator::memcpyAsync(void* dst, int dst_device, const void* 
     const auto segment = state().segments.find(ptr);
     return segment ? std::optional(segment->placement.backing) : std::nullopt;
   };
-  const auto from = backing_of(src);
-  const auto to = backing_of(dst);
-  if (from == BackingKind::kPinned && to == BackingKind::kPinned) {
+  if (backing_of(src) == BackingKind::kPinned && backing_of(dst) == BackingKind::kPinned) {
     copy_by_kernel(dst, src, count, src_device, stream);
     return cudaSuccess;
   }
-  const auto is_mapped = [](std::optional<BackingKind> backing) {
+  const auto is_mapped = [&](const void* ptr) {
+    const auto backing = backing_of(ptr);
     return backing == BackingKind::kNuma || backing == BackingKind::kSplit;
   };
-  if (dst_device != src_device && (is_mapped(to) || is_mapped(from))) {
+  if (dst_device != src_device && (is_mapped(dst) || is_mapped(src))) {
     return cudaMemcpyPeerAsync(dst, dst_device, src, src_device, count, stream);
   }
   return target()->memcpyAsync(dst, dst_device, src, src_device, count, stream, p2p_enabled);

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 import egm_alloc
 
 # The most that a split tensor's head can be rounded by: chunks are 2 MiB, or a 1024th part of the
-# tensor (csrc/cuda/mapped_range.cpp).
+# tensor (csrc/core/chunks.cpp).
 _PAGE = 2 << 20
 _MOST_CHUNKS = 1024
 _LARGEST_PIECE = 16 << 20
