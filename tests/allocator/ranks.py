@@ -17,9 +17,10 @@ import torch
 
 import egm_alloc
 from egm_alloc import _C
+from tests.allocator.conftest import MIB, wait_for
 from tests.simulator import sim
 
-MIB = 1 << 20
+__all__ = ["MIB", "Rank", "Work"]
 
 # Forked from a process that has imported torch and has not brought CUDA up.
 _processes = multiprocessing.get_context("forkserver")
@@ -84,9 +85,7 @@ class Work:
     def stock(self, mib: int) -> None:
         """Have host memory brought up ahead, for tensors taken from now on."""
         self.ahead = _C.HostStock(0, mib * MIB, 2 * MIB)
-        end = time.monotonic() + 60
-        while self.ahead.held_bytes < mib * MIB and time.monotonic() < end:
-            time.sleep(0.01)
+        wait_for(lambda: self.ahead.held_bytes == mib * MIB)
         self.ahead.__enter__()
 
     def end_stock(self) -> None:

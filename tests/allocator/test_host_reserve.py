@@ -204,26 +204,6 @@ def test_carveout_counts_what_is_brought_up_ahead_once(tmp_path: Path, rank: Ran
     assert second.do("take", 90, "numa") == ""
 
 
-EIGHT_DEVICES = """
-import pathlib
-from tests.allocator.ranks import Rank
-if __name__ == "__main__":
-    root = pathlib.Path({root!r})
-    first, second, third = (Rank(root) for _ in range(3))
-    assert first.do("take", 40, "managed", 7) == ""
-    assert second.do("take", 40, "pinned", 3) == ""  # as far as the files tell, all is free still
-    assert first.do("take", 20, "managed", 0) == ""
-    assert third.do("bookings")["others_promised_bytes"] == 60 << 20
-    refusal = third.do("take", 60, "numa", 5)
-    assert "would cut into the reserve" in refusal and "of other processes" in refusal, refusal
-    first.kill()
-    assert third.do("take", 60, "numa", 5) == ""
-    second.kill()
-    third.kill()
-    print("done")
-"""
-
-
 CARVEOUT = """
 import pytest, torch, egm_alloc
 from egm_alloc import _C
@@ -263,6 +243,26 @@ if {egm_mib}:
     held = make(20 * MIB, "numa")
 """
     run_script(CARVEOUT + script, env={"EGM_SIM_HOST_ROOT": str(at)})
+
+
+EIGHT_DEVICES = """
+import pathlib
+from tests.allocator.ranks import Rank
+if __name__ == "__main__":
+    root = pathlib.Path({root!r})
+    first, second, third = (Rank(root) for _ in range(3))
+    assert first.do("take", 40, "managed", 7) == ""
+    assert second.do("take", 40, "pinned", 3) == ""  # as far as the files tell, all is free still
+    assert first.do("take", 20, "managed", 0) == ""
+    assert third.do("bookings")["others_promised_bytes"] == 60 << 20
+    refusal = third.do("take", 60, "numa", 5)
+    assert "would cut into the reserve" in refusal and "of other processes" in refusal, refusal
+    first.kill()
+    assert third.do("take", 60, "numa", 5) == ""
+    second.kill()
+    third.kill()
+    print("done")
+"""
 
 
 def test_devices_of_several_processes_share_the_host(root: Path, tmp_path: Path) -> None:

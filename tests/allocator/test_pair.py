@@ -52,17 +52,13 @@ def test_malloc_takes_every_step_in_order(pair: ctypes.CDLL) -> None:
     pair.managed_free(pointer, 64 * MIB, 1, None)
 
 
-def test_malloc_prefetches_strictly_below_the_threshold(pair: ctypes.CDLL) -> None:
-    for size, prefetched in ((2 * GIB - 1, True), (2 * GIB, False)):
-        with sim.call_log() as log:
-            pointer = pair.managed_malloc(size, 0, None)
-        assert ("cudaMemPrefetchAsync" in [step[0] for step in steps(log)]) is prefetched
-        pair.managed_free(pointer, size, 0, None)
-
-
-def test_malloc_prefetches_below_the_configured_threshold(pair: ctypes.CDLL) -> None:
-    egm_alloc.enable(threshold_gib=1 / 16)
-    for size, prefetched in ((64 * MIB - 1, True), (64 * MIB, False)):
+@pytest.mark.parametrize(("configured_gib", "threshold"), [(None, 2 * GIB), (1 / 16, 64 * MIB)])
+def test_malloc_prefetches_strictly_below_the_threshold(
+    pair: ctypes.CDLL, configured_gib: float | None, threshold: int
+) -> None:
+    if configured_gib is not None:
+        egm_alloc.enable(threshold_gib=configured_gib)
+    for size, prefetched in ((threshold - 1, True), (threshold, False)):
         with sim.call_log() as log:
             pointer = pair.managed_malloc(size, 0, None)
         assert ("cudaMemPrefetchAsync" in [step[0] for step in steps(log)]) is prefetched

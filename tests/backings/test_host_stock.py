@@ -193,12 +193,10 @@ def test_stock_that_suffices_is_all_that_is_asked_for(tmp_path: Path, backing: s
     """48 MiB, and nothing beside them."""
     root = write_host(tmp_path, 1, 48 / 1024, 48 / 1024)
     script = f"""
-import time, torch, egm_alloc
-from egm_alloc import _C
+import torch, egm_alloc
+from tests.backings.test_host_stock import stock_of
 egm_alloc.enable(threshold_gib=1 << 20, host_reserve_gib=0, spill=False)
-stock = _C.HostStock(0, {48 * MIB}, {16 * MIB})
-while stock.held_bytes < {48 * MIB}: time.sleep(0.01)
-with stock:
+with stock_of({48 * MIB}, {16 * MIB}) as stock:
     if {backing!r} == "numa":
         with egm_alloc.place("numa"):
             tensor = torch.empty({46 * MIB}, dtype=torch.uint8, device="cuda")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -30,6 +31,14 @@ class Config:
     kv_cache_groups: list[Any] = field(
         default_factory=lambda: [SimpleNamespace(kv_cache_spec=SimpleNamespace(block_size=16))]
     )
+
+
+def pretend_world_group(cpu_group: Any) -> None:
+    """Have ``vllm.distributed.parallel_state`` with a world group, and nothing else of vLLM."""
+    names = ("vllm", "vllm.distributed", "vllm.distributed.parallel_state")
+    sys.modules.update({name: ModuleType(name) for name in names})
+    group = SimpleNamespace(cpu_group=cpu_group)
+    sys.modules[names[-1]].get_world_group = lambda: group  # type: ignore[attr-defined]
 
 
 def config_of(num_blocks: int, page_bytes: int, layers: int = 2) -> Config:

@@ -7,20 +7,12 @@ import pytest
 from tests.simulator import run_script
 
 SCRIPT = """
-import sys
-from types import ModuleType, SimpleNamespace
 import torch
 from torch import distributed
-from tests.vllm.fakes import GIB, Worker, vllm_config
+from tests.vllm.fakes import GIB, Worker, pretend_world_group, vllm_config
 
 distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-parallel_state = ModuleType("vllm.distributed.parallel_state")
-parallel_state.get_world_group = lambda: SimpleNamespace(cpu_group=distributed.group.WORLD)
-sys.modules.update({
-    "vllm": ModuleType("vllm"),
-    "vllm.distributed": ModuleType("vllm.distributed"),
-    "vllm.distributed.parallel_state": parallel_state,
-})
+pretend_world_group(distributed.group.WORLD)
 import egm_alloc
 from egm_alloc.vllm import host
 from egm_alloc.vllm.settings import Settings

@@ -9,19 +9,12 @@ from tests.simulator import run_script
 
 SCRIPT = """
 import logging, os, sys
-from types import ModuleType, SimpleNamespace
 import torch
 from torch import distributed
-from tests.vllm.fakes import GIB, MIB, Runner, Worker, config_of, vllm_config
+from tests.vllm.fakes import GIB, MIB, Runner, Worker, config_of, pretend_world_group, vllm_config
 
 rank = int(os.environ["RANK"])
-parallel_state = ModuleType("vllm.distributed.parallel_state")
-parallel_state.get_world_group = lambda: SimpleNamespace(cpu_group=None)
-sys.modules.update({
-    "vllm": ModuleType("vllm"),
-    "vllm.distributed": ModuleType("vllm.distributed"),
-    "vllm.distributed.parallel_state": parallel_state,
-})
+pretend_world_group(None)
 other = (115 if rank else 83) * GIB  # what the other finds
 
 def gather(numbers, mine, group):
