@@ -53,6 +53,11 @@ _INITIALIZE_FROM_CONFIG = Need(
     ("self", "kv_cache_config"),
     ("initialize_kv_cache",),
 )
+_INIT_DEVICE = Need(
+    "vllm.v1.worker.gpu_worker:Worker.init_device",
+    ("self",),
+    ("requested_memory", "device", "init_worker_distributed_environment", "vllm_config"),
+)
 CHECKS = (Need("vllm.engine.arg_utils:EngineArgs.create_engine_config", ("self",)),)
 WEIGHTS = (
     Need("vllm.v1.worker.gpu_worker:Worker.load_model", ("self",), ("model_runner", "load_model")),
@@ -61,10 +66,12 @@ WEIGHTS = (
         ("self", "vllm_config", "model_config"),
         ("load_weights",),
     ),
-    Need("vllm.v1.worker.gpu_worker:Worker.init_device", ("self",), ("requested_memory", "device")),
+    _INIT_DEVICE,
     _INITIALIZE_FROM_CONFIG,
 )
 KV_CACHE = (
+    _INIT_DEVICE,
+    Need("vllm.v1.worker.gpu_worker:init_worker_distributed_environment", ("vllm_config",)),
     Need(
         "vllm.v1.worker.gpu_worker:Worker.determine_available_memory",
         ("self",),

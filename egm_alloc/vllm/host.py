@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,9 +24,7 @@ def weights_backing(settings: Settings, device: int) -> str:
     return "numa" if suits == "numa" else "pinned"
 
 
-def kv_maker(
-    settings: Settings, device: int
-) -> Callable[[int, torch.device, kv_cache.Boundary], torch.Tensor]:
+def kv_maker(settings: Settings, device: int) -> kv_cache.Maker:
     """Return what makes a KV tensor with its head in HBM: by mapping, or by advice."""
     maps_host_nodes = _C.device_traits(device)["host_numa_vmm"]
     if settings.backing == "numa" or (settings.backing == "auto" and maps_host_nodes):

@@ -25,6 +25,9 @@ _PAGE = 2 << 20
 _MOST_CHUNKS = 1024
 _LARGEST_PIECE = 16 << 20
 
+# Makes a KV tensor of a size in bytes, with its head in HBM; what is in it is left open.
+Maker = Callable[[int, torch.device, "Boundary"], torch.Tensor]
+
 
 def _backings(config: Any) -> list[int]:
     """Return the size in bytes of each allocation of the KV cache; packed layers share one."""
@@ -122,11 +125,19 @@ def find_boundary(config: Any, extended_bytes: int) -> Boundary:
     return Boundary(config.num_blocks, config.num_blocks - extended, block_bytes)
 
 
+def zero(tensors: Iterable[torch.Tensor]) -> None:
+    """Fill tensors with zeros; the GPU does it while the caller goes on."""
+    for tensor in tensors:
+        tensor.zero_()
+
+
 class Placement(TorchFunctionMode):
     """Within the block, KV tensors are made with their heads in HBM and their tails on the host.
 
     A KV tensor is recognised by its size, type and device: vLLM makes each by
-    ``torch.zeros(size, dtype=torch.int8, device=...)``.
+    ``torch.zeros(size, dtype=torch.int8, device=...)``. They become zero only when vLLM is given
+    the last of them: memory is mapped only once the GPU is done with what it was given before, and
+    to fill the tails takes as long as the link needs.
 
     Parameters
     ----------
@@ -134,20 +145,24 @@ class Placement(TorchFunctionMode):
         vLLM's.
     boundary : Boundary
         Of this configuration.
-    make : callable
-        Makes a tensor of a size in bytes on a device: `make_split` or `make_managed`.
+    make : Maker
+        `make_split` or `make_managed`.
+    fill : callable, optional
+        Takes all of them, once, and has them be zero.
     """
 
     def __init__(
         self,
         config: Any,
         boundary: Boundary,
-        make: Callable[[int, torch.device, Boundary], torch.Tensor],
+        make: Maker,
+        fill: Callable[[Sequence[torch.Tensor]], None] = zero,
     ) -> None:
         super().__init__()
         self._missing = Counter(_backings(config))
         self._boundary = boundary
         self._make = make
+        self._fill = fill
         self.tensors: list[torch.Tensor] = []
 
     def __torch_function__(
@@ -168,6 +183,8 @@ class Placement(TorchFunctionMode):
         self._missing[size] -= 1
         tensor = self._make(size, device, self._boundary)
         self.tensors.append(tensor)
+        if self._missing.total() == 0:
+            self._fill(self.tensors)
         return tensor
 
     def __exit__(
@@ -187,23 +204,23 @@ class Placement(TorchFunctionMode):
 
 
 def make_split(size: int, device: torch.device, boundary: Boundary) -> torch.Tensor:
-    """Return zeros in one range of addresses, whose head is in HBM and whose tail is mapped."""
+    """Return memory in one range of addresses, whose head is in HBM and whose tail is mapped."""
     fraction = boundary.device_fraction(size)
     with egm_alloc.place(
         "split", device_fraction=fraction, layout="head", tag="kv_cache", min_bytes=0
     ):
-        return torch.zeros(size, dtype=torch.int8, device=device)
+        return torch.empty(size, dtype=torch.int8, device=device)
 
 
 def make_managed(size: int, device: torch.device, boundary: Boundary) -> torch.Tensor:
-    """Return zeros in managed memory, with the advice that its head stays in HBM, its tail not."""
+    """Return managed memory, with the advice that its head stays in HBM, its tail not."""
     with egm_alloc.place("managed", tag="kv_cache", min_bytes=0):
         tensor = torch.empty(size, dtype=torch.int8, device=device)
     head = boundary.head_bytes(size)
     for part, where in ((tensor[:head], "device"), (tensor[head:], "host")):
         egm_alloc.advise(part, preferred_location=where, accessed_by=("device", "host"))
         egm_alloc.prefetch(part, where)
-    return tensor.zero_()
+    return tensor
 
 
 def idle_bytes(device: int) -> int:
@@ -233,10 +250,10 @@ def check_heads(tensors: Sequence[torch.Tensor], boundary: Boundary) -> None:
     RuntimeError
         If a part of them is not.
     """
-    torch.cuda.synchronize()
     for tensor in tensors:
         head = tensor[: boundary.head_bytes(tensor.numel())]
         if egm_alloc.info(tensor).backing == "managed":
+            torch.cuda.synchronize()  # its pages may be on their way still
             wrong = egm_alloc.residency(head).host_bytes
         else:
             pages = [*range(0, head.numel(), _PAGE), *([head.numel() - 1] if head.numel() else [])]

@@ -20,14 +20,15 @@ logger = logging.getLogger("vllm.egm_alloc")
 
 @dataclass(frozen=True)
 class Patch:
-    """A method of vLLM's and the step that takes its place.
+    """A method or function of vLLM's and the step that takes its place.
 
     Parameters
     ----------
     target : str
         Module and path, such as ``"vllm.v1.worker.gpu_worker:Worker.load_model"``.
     step : callable
-        Called with the object, the method as it was, bound to it, and the arguments.
+        Called with the object (of a function: its first argument), the method as it was, bound to
+        it, and the other arguments.
     """
 
     target: str
@@ -92,6 +93,8 @@ KV_CACHE = Part(
     "KV cache in host memory",
     contract.KV_CACHE,
     (
+        Patch("vllm.v1.worker.gpu_worker:Worker.init_device", steps.init_device),
+        Patch("vllm.v1.worker.gpu_worker:init_worker_distributed_environment", steps.join_workers),
         Patch(
             "vllm.v1.worker.gpu_worker:Worker.determine_available_memory",
             steps.determine_available_memory,

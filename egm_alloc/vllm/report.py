@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,10 +20,22 @@ def log_costs(
     worker: Any,
     kv_cache_config: Any,
     boundary: Boundary,
-    kv_tensors: Sequence[torch.Tensor],
     extended_weights: int,
+    bytes_per_second: float | None,
 ) -> None:
-    """Log one block: weights and KV tokens per tier, the link, the time that each step loses."""
+    """Log one block: weights and KV tokens per tier, the link, the time that each step loses.
+
+    Parameters
+    ----------
+    worker, kv_cache_config : object
+        vLLM's.
+    boundary : Boundary
+        Of this KV cache.
+    extended_weights : int
+        Bytes of the weights that are not in HBM.
+    bytes_per_second : float or None
+        How fast the GPU reads host memory; None: to be found out with the weights.
+    """
     device = worker.device.index
     extended_kv = boundary.extended_blocks * boundary.block_bytes
     if extended_weights == 0 and extended_kv == 0:
@@ -50,9 +61,10 @@ def log_costs(
         f"  KV cache: {kv_part(boundary.hbm_blocks)} in HBM, "
         f"{kv_part(boundary.extended_blocks)} on the host",
     ]
-    sample = _sample(worker, boundary, kv_tensors)
-    if sample is not None:
+    speed = bytes_per_second
+    if speed is None and (sample := _sample_of_weights(worker)) is not None:
         speed = read_bytes_per_second(sample)
+    if speed is not None:
         lines.append(f"  link: the GPU reads host memory at {speed / 1e9:.1f} GB/s")
         if extended_weights:
             lost = extended_weights / speed * 1e3
@@ -70,13 +82,8 @@ def _gib(size: int) -> str:
     return f"{size / _GIB:.2f} GiB"
 
 
-def _sample(
-    worker: Any, boundary: Boundary, kv_tensors: Sequence[torch.Tensor]
-) -> torch.Tensor | None:
-    """Return bytes on the host, as many as the sample has if there are, or None."""
-    if kv_tensors:
-        tail = kv_tensors[0][boundary.head_bytes(kv_tensors[0].numel()) :]
-        return tail[-_SAMPLE_BYTES:] if tail.numel() > _SAMPLE_BYTES else tail
+def _sample_of_weights(worker: Any) -> torch.Tensor | None:
+    """Return a part of a parameter on the host, as large as the sample if there is one."""
     on_host = [
         p.untyped_storage()
         for p in worker.model_runner.model.parameters()
@@ -87,6 +94,29 @@ def _sample(
     largest = max(on_host, key=lambda storage: storage.nbytes())
     everything = torch.empty(0, dtype=torch.int8, device=worker.device).set_(largest)
     return everything[:_SAMPLE_BYTES]
+
+
+def read_speed_of_tail(tensor: torch.Tensor, boundary: Boundary) -> float | None:
+    """Return how fast kernels read the part of a KV tensor that is on the host.
+
+    Parameters
+    ----------
+    tensor : torch.Tensor
+        An allocation of the KV cache, one-dimensional, of one byte an element.
+    boundary : Boundary
+        Of this KV cache.
+
+    Returns
+    -------
+    float or None
+        In bytes per second; None if that could not be found out, which the log says.
+    """
+    tail = tensor[boundary.head_bytes(tensor.numel()) :]
+    try:
+        return read_bytes_per_second(tail[-_SAMPLE_BYTES:])
+    except Exception:  # a report must not end a start that goes well
+        logger.exception("egm_alloc: the speed of the link could not be found out")
+        return None
 
 
 def read_bytes_per_second(tensor: torch.Tensor) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
@@ -44,6 +44,10 @@ _placement_of_weights: ContextVar[weights.Placement | None] = ContextVar(
 )
 
 
+# Host memory that was begun for a KV cache while a worker set up this device, until it loads.
+_begun: dict[int, _C.HostStock] = {}
+
+
 @dataclass
 class _State:
     """What the steps of one worker have found out."""
@@ -62,10 +66,42 @@ def create_engine_config(args: Any, step: Step, *rest: Any, **options: Any) -> A
     return config
 
 
+def init_device(worker: Any, step: Step, *rest: Any, **options: Any) -> Any:
+    """Set up a worker's device; if that fails, give back what was begun meanwhile."""
+    try:
+        return step(*rest, **options)
+    except BaseException:
+        for stock in [_begun.pop(device) for device in list(_begun)]:
+            stock.close()
+        raise
+
+
+def join_workers(vllm_config: Any, step: Step, *rest: Any, **options: Any) -> Any:
+    """Have a worker that has chosen its device meet the others; its host memory comes up already.
+
+    The driver takes its time for host memory, one request after the other, so what can be begun
+    before the model is loaded is waited for less in the end.
+    """
+    settings = from_environment()
+    check(vllm_config, settings)
+    device = torch.cuda.current_device()
+    stale = _begun.pop(device, None)  # of a worker that was given up before it loaded
+    if stale is not None:
+        stale.close()
+    if isinstance(settings.kv_bytes, int):
+        host.check_room(settings.kv_bytes, settings)
+        stock = _kv_stock(vllm_config, settings, device, settings.kv_bytes)
+        if stock is not None:
+            _begun[device] = stock
+    return step(*rest, **options)
+
+
 def load_model(worker: Any, step: Step, *rest: Any, **options: Any) -> Any:
     """Load the weights, into HBM up to the bound and into host memory beyond it."""
     state = _state_of(worker)
-    if isinstance(state.settings.kv_bytes, int):
+    if state.stock is None:
+        state.stock = _begun.pop(worker.device.index, None)
+    if state.stock is None and isinstance(state.settings.kv_bytes, int):
         host.check_room(state.settings.kv_bytes, state.settings)
         _begin_kv_stock(worker, state, state.settings.kv_bytes)
     with _stock_only_if_it_goes_well(state):
@@ -121,10 +157,17 @@ def initialize_from_config(
     state = _state_of(worker)
     boundary = kv_cache.find_boundary(kv_cache_config, state.kv_bytes)
     stock, state.stock = state.stock, None
-    placement = None
+    placement, speed = None, None
+
+    def fill(tensors: Sequence[torch.Tensor]) -> None:
+        nonlocal speed
+        # Now: the link will be busy with the zeros.
+        speed = report.read_speed_of_tail(tensors[0], boundary)
+        kv_cache.zero(tensors)
+
     if boundary.extended_blocks > 0:
         make = host.kv_maker(state.settings, worker.device.index)
-        placement = kv_cache.Placement(kv_cache_config, boundary, make)
+        placement = kv_cache.Placement(kv_cache_config, boundary, make, fill)
     with stock or contextlib.nullcontext(), placement or contextlib.nullcontext():
         step(kv_cache_config, *rest, **options)
     tensors = placement.tensors if placement is not None else []
@@ -132,17 +175,24 @@ def initialize_from_config(
         kv_cache.check_layout(worker.model_runner.kv_caches, tensors, boundary)
         kv_cache.check_heads(tensors, boundary)
     try:
-        report.log_costs(worker, kv_cache_config, boundary, tensors, state.extended_weights_bytes)
+        extended_weights = state.extended_weights_bytes
+        report.log_costs(worker, kv_cache_config, boundary, extended_weights, speed)
     except Exception:  # a report must not end a start that went well
         logger.exception("egm_alloc: what this start costs could not be found out")
 
 
 def _begin_kv_stock(worker: Any, state: _State, size: int) -> None:
     """Have host memory for the KV cache brought up while the model is loaded and profiled."""
-    maps = host.kv_maker(state.settings, worker.device.index) is kv_cache.make_split
-    if state.stock is None and size > 0 and maps:
-        layers = worker.vllm_config.model_config.get_num_layers(worker.parallel_config)
-        state.stock = _C.HostStock(worker.device.index, *kv_cache.stock_sizes(size, layers))
+    if state.stock is None:
+        state.stock = _kv_stock(worker.vllm_config, state.settings, worker.device.index, size)
+
+
+def _kv_stock(vllm_config: Any, settings: Settings, device: int, size: int) -> _C.HostStock | None:
+    """Begin with host memory for a KV cache, if it needs some that is to be mapped."""
+    if size == 0 or host.kv_maker(settings, device) is not kv_cache.make_split:
+        return None
+    layers = vllm_config.model_config.get_num_layers(vllm_config.parallel_config)
+    return _C.HostStock(device, *kv_cache.stock_sizes(size, layers))
 
 
 def _drop_stock(state: _State) -> None:

@@ -19,6 +19,10 @@ class Worker(VllmWorker):  # type: ignore[misc]
 
     takes_steps_itself = True  # where the plugin has patched the class below, too
 
+    def init_device(self) -> None:
+        """Set up the device."""
+        self._do(steps.init_device, super().init_device)
+
     def load_model(self, *rest: Any, **options: Any) -> None:
         """Load the weights, into HBM up to the bound and into host memory beyond it."""
         self._do(steps.load_model, super().load_model, *rest, **options)

@@ -62,7 +62,10 @@ def vllm_config(**changes: Any) -> Any:
             get_head_size=lambda: 128,
         ),
         cache_config=SimpleNamespace(
-            num_gpu_blocks_override=None, cache_dtype="auto", kv_cache_memory_bytes=None
+            num_gpu_blocks_override=None,
+            cache_dtype="auto",
+            kv_cache_memory_bytes=None,
+            gpu_memory_utilization=0.9,
         ),
         parallel_config=SimpleNamespace(
             pipeline_parallel_size=1,

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import egm_alloc
-from egm_alloc.vllm import host, kv_cache, steps
+from egm_alloc.vllm import host, kv_cache, report, steps
 from egm_alloc.vllm.kv_cache import Boundary, Placement, find_boundary
 from egm_alloc.vllm.settings import Settings
 from tests.allocator.conftest import wait_for
@@ -74,6 +74,42 @@ def test_first_blocks_are_in_hbm_and_the_others_are_not(make: object) -> None:
         assert in_hbm <= 2 * 64 * MIB - 50 * MIB
         last = placement.tensors[0][-1:]
         assert egm_alloc.residency(last).memory_type == "host"
+
+
+@pytest.mark.simulated
+def test_kv_tensors_are_filled_once_all_are_mapped() -> None:
+    egm_alloc.enable(threshold_gib=1 << 30, spill=False)
+    config = config_of(num_blocks=64, page_bytes=MIB, layers=3)
+    boundary = find_boundary(config, 50 * MIB)
+    with sim.call_log(everything=True) as log:
+        with Placement(config, boundary, kv_cache.make_split):
+            for wanted in config.kv_cache_tensors:
+                torch.zeros(wanted.size, dtype=torch.int8, device="cuda")
+    mapped = len(log.names) - log.names[::-1].index("cuMemMap")
+    assert "cudaLaunchKernel" not in log.names[:mapped]
+    assert log.names[mapped:].count("cudaLaunchKernel") == 3
+
+
+@pytest.mark.simulated
+def test_link_that_cannot_be_measured_does_not_end_a_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("EGM_ALLOC_VLLM_KV_GIB", "0.125")
+
+    def fail(tensor: torch.Tensor) -> float:
+        raise RuntimeError("as a measurement fails")
+
+    monkeypatch.setattr(report, "read_bytes_per_second", fail)
+    worker = Worker()
+    worker.in_hbm = 128 * MIB
+    available = steps.determine_available_memory(worker, worker.determine_available_memory)
+    with caplog.at_level("INFO", logger="vllm.egm_alloc"):
+        steps.initialize_from_config(
+            worker, worker.initialize_from_config, config_of(available // (2 * MIB), MIB)
+        )
+    assert "the speed of the link could not be found out" in caplog.text
+    assert "KV cache: 0." in caplog.text
+    assert all(int(cache.count_nonzero()) == 0 for cache in worker.model_runner.kv_caches)
 
 
 @pytest.mark.simulated

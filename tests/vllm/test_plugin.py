@@ -56,7 +56,10 @@ SOURCES = {
         class Worker(fakes.Worker):
             takes_steps_itself = False
             def init_device(self):
+                init_worker_distributed_environment(self.vllm_config, 0)
                 self.requested_memory, self.device
+                if self.cache_config.gpu_memory_utilization > 1:
+                    raise ValueError("less HBM is free than is asked for")
             def load_model(self, *, load_dummy_weights=False):
                 BaseModelLoader().load_model(self.vllm_config, self.model_runner)
                 self.sampler = self.model_runner.make_sampler()
@@ -65,6 +68,8 @@ SOURCES = {
                 return self.in_hbm
             def initialize_from_config(self, kv_cache_config):
                 self.model_runner.initialize_kv_cache(kv_cache_config)
+        def init_worker_distributed_environment(vllm_config, rank):
+            pass
         """,
     "vllm/v1/worker/gpu_model_runner.py": """
         class GPUModelRunner:
@@ -94,6 +99,7 @@ SOURCES = {
                 from vllm.v1.core.sched.scheduler import Scheduler
                 from vllm.v1.worker.gpu_worker import Worker
                 self.worker = Worker(vllm_config)
+                self.worker.init_device()
                 self.model_executor = SimpleNamespace(
                     determine_available_memory=lambda: [self.worker.determine_available_memory()],
                     initialize_from_config=lambda all: self.worker.initialize_from_config(all[0]),
@@ -263,6 +269,85 @@ if __name__ == "__main__":
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["HbmFirstQueue", "128", "split"], done.stderr
+
+
+HOST_MEMORY = """
+from vllm.v1.worker.gpu_worker import Worker
+from egm_alloc.vllm import steps
+from tests.allocator.conftest import wait_for
+from tests.simulator import sim
+from tests.vllm.fakes import MIB, vllm_config
+before = sim.host_numa()["taken"]
+"""
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize("configure", [CONFIGURE, ""], ids=["in process", "process of its own"])
+def test_host_memory_begins_before_the_model_is_loaded(vllm: Path, configure: str) -> None:
+    script = (
+        START
+        + configure
+        + HOST_MEMORY
+        + """
+worker = Worker(vllm_config())
+worker.init_device()
+ahead = (128 - 16 * 2) * MIB  # but for a piece of each layer
+wait_for(lambda: sim.host_numa()["taken"] == before + ahead)
+worker.load_model()
+assert worker.egm_alloc_state.stock.held_bytes == ahead
+print(sim.host_numa()["taken"] == before + ahead)
+"""
+    )
+    done = run(vllm, script, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True"]
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize("kind", ["vllm.v1.worker.gpu_worker", "egm_alloc.vllm"])
+def test_device_that_cannot_be_set_up_gives_host_memory_back(vllm: Path, kind: str) -> None:
+    script = (
+        START
+        + HOST_MEMORY
+        + f"""
+from {kind} import Worker
+worker = Worker(vllm_config(cache__gpu_memory_utilization=2))
+try:
+    worker.init_device()
+except ValueError as error:
+    print(error)
+assert sim.host_numa()["taken"] == before
+# What was never loaded goes when the next one sets up the device.
+for _ in range(2):
+    worker = Worker(vllm_config())
+    worker.init_device()
+worker.load_model()
+wait_for(lambda: sim.host_numa()["taken"] == before + 96 * MIB)
+print(worker.egm_alloc_state.stock.held_bytes // MIB)
+"""
+    )
+    done = run(vllm, script, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["less HBM is free than is asked for", "96"]
+
+
+@pytest.mark.simulated
+def test_what_the_host_cannot_give_is_refused_while_the_device_is_set_up(
+    vllm: Path, tmp_path: Path
+) -> None:
+    script = (
+        START
+        + HOST_MEMORY
+        + f"""
+from pathlib import Path
+from tests.simulator.host import write_host
+sim.set_host_root(write_host(Path({str(tmp_path)!r}), 64, 10))
+Worker(vllm_config()).init_device()
+"""
+    )
+    settings = {"EGM_ALLOC_VLLM_KV_GIB": "20", "EGM_ALLOC_HOST_RESERVE_GIB": "2"}
+    done = run(vllm, script, **settings, **UNTESTED)
+    assert "KV_GIB is 20.00, and the host has room for 8.00 GiB" in done.stderr
 
 
 @pytest.mark.simulated
