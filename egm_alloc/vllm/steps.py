@@ -17,7 +17,7 @@ import torch
 
 import egm_alloc
 from egm_alloc import _C
-from egm_alloc.vllm import host, kv_cache, report, weights
+from egm_alloc.vllm import host, kv_cache, kv_checks, report, weights
 from egm_alloc.vllm.block_queue import HbmFirstQueue
 from egm_alloc.vllm.checks import check
 from egm_alloc.vllm.settings import KV, Settings, from_environment
@@ -172,8 +172,8 @@ def initialize_from_config(
         step(kv_cache_config, *rest, **options)
     tensors = placement.tensors if placement is not None else []
     if tensors:
-        kv_cache.check_layout(worker.model_runner.kv_caches, tensors, boundary)
-        kv_cache.check_heads(tensors, boundary)
+        kv_checks.check_layout(worker.model_runner.kv_caches, tensors, boundary)
+        kv_checks.check_heads(tensors, boundary)
     try:
         extended_weights = state.extended_weights_bytes
         report.log_costs(worker, kv_cache_config, boundary, extended_weights, speed)

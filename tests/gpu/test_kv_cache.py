@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import egm_alloc
-from egm_alloc.vllm import kv_cache
+from egm_alloc.vllm import kv_cache, kv_checks
 from tests.vllm.fakes import MIB, config_of
 
 pytestmark = pytest.mark.gpu
@@ -32,4 +32,4 @@ def test_kv_tensors_are_zero_when_all_are_there(
         torch.zeros(64 * MIB, dtype=torch.int8, device=device)
         assert [int(tensor.count_nonzero()) for tensor in placement.tensors] == [0, 0]
     assert {tensor.data_ptr() for tensor in placement.tensors} == places
-    kv_cache.check_heads(placement.tensors, boundary)
+    kv_checks.check_heads(placement.tensors, boundary)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import egm_alloc
-from egm_alloc.vllm import host, kv_cache, report, steps
+from egm_alloc.vllm import host, kv_cache, kv_checks, report, steps
 from egm_alloc.vllm.kv_cache import Boundary, Placement, find_boundary
 from egm_alloc.vllm.settings import Settings
 from tests.allocator.conftest import wait_for
@@ -67,8 +67,8 @@ def test_first_blocks_are_in_hbm_and_the_others_are_not(make: object) -> None:
         assert egm_alloc.info(tensor).tag == "kv_cache"
         head = boundary.head_bytes(tensor.numel())
         assert egm_alloc.residency(tensor[head:]).host_bytes >= 0
-    kv_cache.check_heads(placement.tensors, boundary)
-    kv_cache.check_layout(runner.kv_caches, placement.tensors, boundary)
+    kv_checks.check_heads(placement.tensors, boundary)
+    kv_checks.check_layout(runner.kv_caches, placement.tensors, boundary)
     if make is kv_cache.make_split:
         in_hbm = sim.hbm()["taken"] - taken - 20 * MIB  # the block table's segment
         assert in_hbm <= 2 * 64 * MIB - 50 * MIB
@@ -119,9 +119,9 @@ def test_head_that_is_not_in_hbm_is_refused() -> None:
     boundary = find_boundary(config, 50 * MIB)
     with Placement(config, boundary, kv_cache.make_split) as placement:
         Runner(torch.device("cuda:0")).initialize_kv_cache(config)
-    kv_cache.check_heads(placement.tensors, boundary)
+    kv_checks.check_heads(placement.tensors, boundary)
     with pytest.raises(RuntimeError, match="bytes of KV blocks below block 60 are not in HBM"):
-        kv_cache.check_heads(placement.tensors, Boundary(64, 60, MIB))
+        kv_checks.check_heads(placement.tensors, Boundary(64, 60, MIB))
 
 
 @pytest.mark.simulated
@@ -147,10 +147,10 @@ def test_layout_without_whole_blocks_first_is_refused(
     raw = torch.empty(64 * MIB, dtype=torch.int8, device="cuda")
     view = raw.view([shape[d] for d in order]).permute([order.index(d) for d in range(3)])
     boundary = Boundary(64, 32, MIB)
-    kv_cache.check_layout([raw.view(64, 16, -1)], [raw], boundary)
-    kv_cache.check_layout([[raw.view(128, -1)]], [raw], boundary)  # two of the kernel's a block
+    kv_checks.check_layout([raw.view(64, 16, -1)], [raw], boundary)
+    kv_checks.check_layout([[raw.view(128, -1)]], [raw], boundary)  # two of the kernel's a block
     with pytest.raises(RuntimeError, match="does not begin with whole blocks"):
-        kv_cache.check_layout([view], [raw], boundary)
+        kv_checks.check_layout([view], [raw], boundary)
 
 
 @pytest.mark.simulated
@@ -159,9 +159,9 @@ def test_layers_one_behind_the_other_in_one_allocation_are_refused() -> None:
     boundary = Boundary(64, 32, MIB)
     layers_outermost = raw.view(2, 64, -1)
     blocks_outermost = raw.view(64, 2, -1)
-    kv_cache.check_layout([blocks_outermost[:, 0], blocks_outermost[:, 1]], [raw], boundary)
+    kv_checks.check_layout([blocks_outermost[:, 0], blocks_outermost[:, 1]], [raw], boundary)
     with pytest.raises(RuntimeError, match="VLLM_KV_CACHE_LAYOUT=BLHNC"):
-        kv_cache.check_layout([layers_outermost[0], layers_outermost[1]], [raw], boundary)
+        kv_checks.check_layout([layers_outermost[0], layers_outermost[1]], [raw], boundary)
 
 
 @pytest.mark.simulated
@@ -390,8 +390,8 @@ def test_last_byte_of_the_head_is_asked_for_too() -> None:
         tensor = torch.empty(64 * MIB, dtype=torch.int8, device="cuda")[MIB:]
     boundary = Boundary(63, 32, MIB)  # ends 1 MiB within the first chunk on the host
     with pytest.raises(RuntimeError, match="are not in HBM"):
-        kv_cache.check_heads([tensor], boundary)
-    kv_cache.check_heads([tensor], Boundary(63, 31, MIB))
+        kv_checks.check_heads([tensor], boundary)
+    kv_checks.check_heads([tensor], Boundary(63, 31, MIB))
 
 
 @pytest.mark.simulated
