@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import shutil
 import sys
 import tarfile
 import zipfile
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from build_backend import cuda_headers
 from tests.packaging.conftest import copy_tree, hide_toolkit, run, site_packages
 from tests.packaging.test_target_torch import fake_torch
 
@@ -76,6 +80,33 @@ def test_isolated_install_builds_against_the_torch_that_is_there_without_a_toolk
         str(site_packages(venv) / "egm_alloc/__init__.py"),
     ]
     assert {path.name for path in site_packages(venv).glob("torch*")} == set()
+
+
+def test_headers_of_a_toolkit_are_what_is_built_with(
+    torch_folders: list[str], stub_tree: Path, tmp_path: Path
+) -> None:
+    # A toolkit's headers, with a mark, in a folder where no package looks.
+    cuda = torch.version.cuda
+    assert cuda is not None
+    folders = cuda_headers.include_folders(cuda, torch_folders, os.environ, platform.machine())
+    include = tmp_path / "toolkit" / "include"
+    for folder in map(Path, folders):
+        shutil.copytree(folder, include, dirs_exist_ok=True)
+    header = include / "cuda_runtime_api.h"
+    header.write_text("#define EGM_ALLOC_TEST_TOOLKIT\n" + header.read_text())
+    stub = stub_tree / "csrc" / "stub.cpp"
+    wanted = "#ifndef EGM_ALLOC_TEST_TOOLKIT\n#error the toolkit was passed over\n#endif\n"
+    stub.write_text(stub.read_text() + wanted)
+    command = "from build_backend import hooks; hooks.build_wheel('.')"
+
+    def build(**variables: str) -> tuple[int, bool]:
+        done = run(sys.executable, "-c", command, cwd=stub_tree, **variables)
+        return done.returncode, "the toolkit was passed over" in done.stdout
+
+    assert build(CUDA_HOME=str(include.parent)) == (0, False)
+    returncode, passed_over = build()
+    assert returncode != 0
+    assert passed_over
 
 
 def test_install_without_isolation_needs_no_network(

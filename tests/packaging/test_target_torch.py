@@ -12,7 +12,7 @@ from setuptools import build_meta
 from build_backend import hooks, target_torch
 from build_backend.stop import BuildStop
 from build_backend.target_torch import TargetTorch
-from tests.packaging.conftest import site_packages
+from tests.packaging.conftest import run, site_packages
 
 _FITTING = TargetTorch("/site/torch", "2.12.1+cu130", "abc", "13.0", None, ("/site",))
 
@@ -43,7 +43,7 @@ def test_torch_in_use_is_described_as_it_describes_itself() -> None:
     assert target_torch.problem(found) is None
 
 
-@pytest.mark.parametrize("through", ["site-packages", "a .pth file"])
+@pytest.mark.parametrize("through", ["site-packages", "dist-packages"])
 def test_torch_of_an_environment_is_seen_through_pips_isolation(
     make_venv: Callable[..., Path],
     tmp_path: Path,
@@ -54,7 +54,7 @@ def test_torch_of_an_environment_is_seen_through_pips_isolation(
         venv = make_venv()
         folder = fake_torch(site_packages(venv), "2.11.0a0+nv25")
     else:
-        folder = fake_torch(tmp_path / "elsewhere", "2.11.0a0+nv25")
+        folder = fake_torch(tmp_path / "dist-packages", "2.11.0a0+nv25")
         venv = make_venv(folder)
     # What pip sets while it builds in isolation.
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -78,6 +78,22 @@ def test_torch_of_the_users_folder_is_seen_through_pips_isolation(
     found = target_torch.ask(base)
     assert found is not None
     assert found.version == "2.11.0a0+nv25"
+
+
+def test_torch_of_the_system_is_seen_through_an_environment_that_shows_it(tmp_path: Path) -> None:
+    minor = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    # Of what such an environment shows, the user's folder is where a test may write.
+    fake_torch(tmp_path / "lib" / minor / "site-packages", "2.11.0a0+nv25")
+    base, versions = f"{sys.base_prefix}/bin/{minor}", []
+    for option in ("--system-site-packages", "--clear"):
+        venv = tmp_path / option
+        done = run(base, "-m", "venv", "--without-pip", option, venv, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONUSERBASE", str(tmp_path))
+            found = target_torch.ask(str(venv / "bin" / "python"))
+        versions.append(found and found.version)
+    assert versions == ["2.11.0a0+nv25", None]
 
 
 def test_no_torch_is_one_sentence_with_the_command(
