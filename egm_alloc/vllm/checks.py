@@ -30,7 +30,7 @@ def check(vllm_config: Any, settings: Settings) -> None:
     wants_kv = settings.kv_bytes != 0
     if wants_kv:
         _check_kv_cache(vllm_config, settings)
-    # The default bound is no wish of the user's: with sleep mode it steps aside.
+    # The default bound is no wish of the user's: see places_weights_itself.
     wants_weights = isinstance(settings.weights_hbm_bytes, int)
     if wants_weights and moved_by_vllm(vllm_config):
         raise ValueError(
@@ -53,6 +53,18 @@ def check(vllm_config: Any, settings: Settings) -> None:
             "enable_cumem_allocator): that keeps weights and KV cache in a memory pool of its "
             f"own, whose tensors egm_alloc must not place. Unset {name}, or turn sleep mode off"
         )
+
+
+def places_weights_itself(vllm_config: Any) -> bool:
+    """Return whether vLLM is told what does not go with a bound on weights.
+
+    One that is set is refused then; the default one steps aside.
+    """
+    return (
+        moved_by_vllm(vllm_config)
+        or _has_own_pool(vllm_config)
+        or _flag("VLLM_ENABLE_STARTUP_PLAN")
+    )
 
 
 def _flag(name: str) -> bool:

@@ -34,10 +34,11 @@ def kv_maker(settings: Settings, device: int) -> kv_cache.Maker:
 
 def _spare_bytes(settings: Settings) -> tuple[int, str]:
     """Return what the host can give without cutting into the reserve, and what limits it."""
-    carveout = _C.egm_carveout()
+    carveout, booked = _C.egm_carveout(), _C.host_bookings()
     if carveout is not None and settings.backing in ("auto", "numa"):
-        return carveout, "the carve-out of Extended GPU Memory"
-    found, booked = _C.host_memory(), _C.host_bookings()
+        left = carveout - booked["others_carveout_bytes"]
+        return max(0, left), "the carve-out of Extended GPU Memory"
+    found = _C.host_memory()
     spare = found["available_bytes"] - found["reserve_bytes"] - booked["promised_bytes"]
     spare -= booked["others_promised_bytes"] + booked["others_pending_bytes"]
     return max(0, spare), found["limited_by"]

@@ -38,6 +38,11 @@ def _backings(config: Any) -> list[int]:
     ]
 
 
+def least_chunk(size: int) -> int:
+    """Return the least size in bytes of the chunks that a split tensor of this size is made of."""
+    return max(PAGE, size // _MOST_CHUNKS // PAGE * PAGE)
+
+
 def _rounding(size: int) -> int:
     return math.ceil(size / _MOST_CHUNKS) + PAGE
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 import egm_alloc
-from egm_alloc.vllm.kv_cache import PAGE, Boundary
+from egm_alloc.vllm.kv_cache import Boundary, least_chunk
 
 
 def check_heads(tensors: Sequence[torch.Tensor], boundary: Boundary) -> None:
@@ -31,11 +31,12 @@ def check_heads(tensors: Sequence[torch.Tensor], boundary: Boundary) -> None:
             torch.cuda.synchronize()  # its pages may be on their way still
             wrong = egm_alloc.residency(head).host_bytes
         else:
-            pages = [*range(0, head.numel(), PAGE), *([head.numel() - 1] if head.numel() else [])]
+            step = least_chunk(tensor.numel())
+            chunks = [*range(0, head.numel(), step), *([head.numel() - 1] if head.numel() else [])]
             on_device = (
-                egm_alloc.residency(head[at : at + 1]).memory_type == "device" for at in pages
+                egm_alloc.residency(head[at : at + 1]).memory_type == "device" for at in chunks
             )
-            wrong = sum(PAGE for it_is in on_device if not it_is)
+            wrong = sum(step for it_is in on_device if not it_is)
         if wrong:
             raise RuntimeError(
                 f"egm_alloc: {wrong} bytes of KV blocks below block {boundary.hbm_blocks} are not "

@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,14 +48,16 @@ class Patch:
         if hasattr(method, "egm_alloc_step"):
             return
 
-        step = self.step
+        step, parameters = self.step, inspect.signature(method).parameters
 
         @functools.wraps(method)
-        def replaced(self: Any, *rest: Any, **options: Any) -> Any:
-            bound = functools.partial(method, self)
-            if getattr(self, "takes_steps_itself", False):
+        def replaced(*arguments: Any, **options: Any) -> Any:
+            # A function's first argument may be given by its name.
+            first, *rest = arguments or [options.pop(next(iter(parameters)))]
+            bound = functools.partial(method, first)
+            if getattr(first, "takes_steps_itself", False):
                 return bound(*rest, **options)
-            return step(self, bound, *rest, **options)
+            return step(first, bound, *rest, **options)
 
         replaced.egm_alloc_step = step  # type: ignore[attr-defined]
         setattr(owner, name, replaced)

@@ -7,6 +7,7 @@ The patches (``plugin.py``) and the worker class (``worker.py``) call the same f
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -19,7 +20,7 @@ import egm_alloc
 from egm_alloc import _C
 from egm_alloc.vllm import host, kv_cache, kv_checks, report, weights
 from egm_alloc.vllm.block_queue import HbmFirstQueue
-from egm_alloc.vllm.checks import check
+from egm_alloc.vllm.checks import check, places_weights_itself
 from egm_alloc.vllm.settings import KV, Settings, from_environment
 
 logger = logging.getLogger("vllm.egm_alloc")
@@ -71,9 +72,14 @@ def init_device(worker: Any, step: Step, *rest: Any, **options: Any) -> Any:
     try:
         return step(*rest, **options)
     except BaseException:
-        for stock in [_begun.pop(device) for device in list(_begun)]:
-            stock.close()
+        _give_back_begun(torch.cuda.current_device())
         raise
+
+
+def _give_back_begun(device: int) -> None:
+    stock = _begun.pop(device, None)
+    if stock is not None:
+        stock.close()
 
 
 def join_workers(vllm_config: Any, step: Step, *rest: Any, **options: Any) -> Any:
@@ -85,10 +91,11 @@ def join_workers(vllm_config: Any, step: Step, *rest: Any, **options: Any) -> An
     settings = from_environment()
     check(vllm_config, settings)
     device = torch.cuda.current_device()
-    stale = _begun.pop(device, None)  # of a worker that was given up before it loaded
-    if stale is not None:
-        stale.close()
-    if isinstance(settings.kv_bytes, int):
+    _give_back_begun(device)  # of a worker that was given up before it loaded
+    if isinstance(settings.kv_bytes, int) and settings.kv_bytes > 0:
+        # An engine that this process had before may not be collected yet, and its memory is cached.
+        gc.collect()
+        torch.cuda.empty_cache()
         host.check_room(settings.kv_bytes, settings)
         stock = _kv_stock(vllm_config, settings, device, settings.kv_bytes)
         if stock is not None:
@@ -98,7 +105,11 @@ def join_workers(vllm_config: Any, step: Step, *rest: Any, **options: Any) -> An
 
 def load_model(worker: Any, step: Step, *rest: Any, **options: Any) -> Any:
     """Load the weights, into HBM up to the bound and into host memory beyond it."""
-    state = _state_of(worker)
+    try:
+        state = _state_of(worker)
+    except BaseException:
+        _give_back_begun(worker.device.index)
+        raise
     if state.stock is None:
         state.stock = _begun.pop(worker.device.index, None)
     if state.stock is None and isinstance(state.settings.kv_bytes, int):
@@ -110,7 +121,7 @@ def load_model(worker: Any, step: Step, *rest: Any, **options: Any) -> Any:
 
 def _load_weights(worker: Any, state: _State, step: Step, *rest: Any, **options: Any) -> Any:
     bound = state.settings.weights_hbm_bytes
-    if bound is None or (bound == "auto" and weights.moved_by_vllm(worker.vllm_config)):
+    if bound is None or (bound == "auto" and places_weights_itself(worker.vllm_config)):
         return step(*rest, **options)
     if bound == "auto":
         bound = weights.default_hbm_bytes(

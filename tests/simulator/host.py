@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 DEFAULT_HOST_GIB = 512.0
@@ -45,7 +46,8 @@ def write_host(root: Path, total_gib: float, available_gib: float, egm_gib: floa
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         # Whole at once: other processes may be reading it.
-        partial = path.with_name(f"{path.name}.{id(text)}.partial")
-        partial.write_text(text)
-        partial.replace(path)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as partial:
+            partial.write(text)
+        Path(partial.name).chmod(0o644)
+        Path(partial.name).replace(path)
     return root

@@ -282,12 +282,16 @@ before = sim.host_numa()["taken"]
 
 
 @pytest.mark.simulated
+@pytest.mark.parametrize("kind", ["vllm.v1.worker.gpu_worker", "egm_alloc.vllm"])
 @pytest.mark.parametrize("configure", [CONFIGURE, ""], ids=["in process", "process of its own"])
-def test_host_memory_begins_before_the_model_is_loaded(vllm: Path, configure: str) -> None:
+def test_host_memory_begins_before_the_model_is_loaded(
+    vllm: Path, configure: str, kind: str
+) -> None:
     script = (
         START
         + configure
         + HOST_MEMORY
+        + f"from {kind} import Worker"
         + """
 worker = Worker(vllm_config())
 worker.init_device()
@@ -329,6 +333,67 @@ print(worker.egm_alloc_state.stock.held_bytes // MIB)
     done = run(vllm, script, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["less HBM is free than is asked for", "96"]
+
+
+@pytest.mark.simulated
+def test_engine_follows_another_on_a_host_that_holds_one(vllm: Path, tmp_path: Path) -> None:
+    script = (
+        START
+        + HOST_MEMORY
+        + f"""
+from pathlib import Path
+from tests.simulator.host import write_host
+from vllm.v1.engine.core import EngineCore
+sim.set_host_root(write_host(Path({str(tmp_path)!r}), 64, 2.2))
+for _ in range(3):
+    core = EngineCore(vllm_config())
+    core.itself = core  # only the collector finds it
+    del core
+print("done")
+"""
+    )
+    settings = {"EGM_ALLOC_VLLM_KV_GIB": "0.125", "EGM_ALLOC_HOST_RESERVE_GIB": "2"}
+    done = run(vllm, script, **settings, **UNTESTED)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+@pytest.mark.simulated
+def test_load_that_fails_at_once_gives_back_what_was_begun(vllm: Path) -> None:
+    script = (
+        START
+        + HOST_MEMORY
+        + """
+import egm_alloc
+def enable(**fields):
+    raise RuntimeError("as enable() fails")
+worker = Worker(vllm_config())
+worker.init_device()
+egm_alloc.enable = enable
+try:
+    worker.load_model()
+except RuntimeError as error:
+    print(error)
+assert sim.host_numa()["taken"] == before
+"""
+    )
+    done = run(vllm, script, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)
+    assert (done.returncode, done.stdout) == (0, "as enable() fails\n"), done.stderr
+
+
+@pytest.mark.simulated
+def test_replaced_function_takes_its_arguments_by_name(vllm: Path) -> None:
+    script = (
+        START
+        + HOST_MEMORY
+        + """
+from vllm.v1.worker import gpu_worker
+gpu_worker.init_worker_distributed_environment(rank=0, vllm_config=vllm_config())
+wait_for(lambda: sim.host_numa()["taken"] > before)
+print("begun")
+"""
+    )
+    done = run(vllm, script, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)
+    assert (done.returncode, done.stdout) == (0, "begun\n"), done.stderr
 
 
 @pytest.mark.simulated

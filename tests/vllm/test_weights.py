@@ -115,9 +115,13 @@ def test_books_of_vllm_give_the_same_kv_budget_with_weights_on_the_host() -> Non
         assert budget(0, weight_bytes) == GIB
 
 
-def test_weights_that_vllm_moves_itself_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = vllm_config()
-    config.offload_config.uva.cpu_offload_gb = 1
+@pytest.mark.parametrize("by", ["offloading", "sleep mode", "a saved plan"])
+def test_weights_that_vllm_places_itself_are_left_to_it(
+    monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    config = vllm_config(model__enable_sleep_mode=by == "sleep mode")
+    config.offload_config.uva.cpu_offload_gb = int(by == "offloading")
+    monkeypatch.setenv("VLLM_ENABLE_STARTUP_PLAN", "01"[by == "a saved plan"])
     monkeypatch.setattr(weights, "default_hbm_bytes", lambda *_: 0)
     worker = Worker(config, Runner(torch.device("cuda:0"), weight_bytes=8 * MIB, layers=1))
     steps.load_model(worker, worker.load_model)
