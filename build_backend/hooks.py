@@ -21,8 +21,6 @@ ConfigSettings: TypeAlias = Mapping[str, Any] | None
 
 build_sdist = build_meta.build_sdist
 get_requires_for_build_sdist = build_meta.get_requires_for_build_sdist
-prepare_metadata_for_build_wheel = build_meta.prepare_metadata_for_build_wheel
-prepare_metadata_for_build_editable = build_meta.prepare_metadata_for_build_editable
 
 
 def _target() -> target_torch.TargetTorch:
@@ -54,6 +52,25 @@ def get_requires_for_build_wheel(config_settings: ConfigSettings = None) -> list
 def get_requires_for_build_editable(config_settings: ConfigSettings = None) -> list[str]:
     """Return the same as for a wheel."""
     return [*_missing_headers(), *build_meta.get_requires_for_build_editable(config_settings)]
+
+
+def prepare_metadata_for_build_wheel(
+    metadata_directory: str, config_settings: ConfigSettings = None
+) -> str:
+    """Write the metadata, if the torch that is there fits: else pip would look for one that does.
+
+    Without isolation this is the first hook that pip calls.
+    """
+    _target()
+    return build_meta.prepare_metadata_for_build_wheel(metadata_directory, config_settings)
+
+
+def prepare_metadata_for_build_editable(
+    metadata_directory: str, config_settings: ConfigSettings = None
+) -> str:
+    """Do the same as for a wheel."""
+    _target()
+    return build_meta.prepare_metadata_for_build_editable(metadata_directory, config_settings)
 
 
 def build_wheel(

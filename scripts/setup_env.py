@@ -77,13 +77,23 @@ def minor_of(torch: target_torch.TargetTorch) -> str:
     return ".".join(map(str, torch.minor or ()))
 
 
+# Also tells an environment of ours from the user's own.
+_MARK = "_source_tree.pth"
+
+
 def make_venv(venv: Path, borrowed: target_torch.TargetTorch | None) -> None:
     """Make the virtual environment, with a view of the active one's packages if they are used."""
+    if (
+        venv.exists()
+        and any(venv.iterdir())
+        and not list(venv.glob(f"lib/*/site-packages/{_MARK}"))
+    ):
+        sys.exit(f"egm_alloc: {venv} was not made by this command: activate, move or remove it")
     print(f"egm_alloc: making {venv.name}", flush=True)
     if subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=False).returncode:
         sys.exit(f"egm_alloc: 'python3 -m venv {venv}' failed: type 'apt-get install python3-venv'")
     # Sorts before the other one: the source tree comes before an egm_alloc installed elsewhere.
-    (site_packages(venv) / "_source_tree.pth").write_text(f"{ROOT}\n")
+    (site_packages(venv) / _MARK).write_text(f"{ROOT}\n")
     if borrowed is not None:
         print(f"egm_alloc: using torch {borrowed.version} of {sys.executable}")
         standard = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}

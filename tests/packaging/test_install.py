@@ -123,6 +123,25 @@ def test_install_without_isolation_needs_no_network(
     assert f"TORCH_VERSION: str = {torch.__version__!r}" in (package / "_build_info.py").read_text()
 
 
+@pytest.mark.parametrize("version", ["2.10.0", "2.16.0"])
+@pytest.mark.parametrize("editable", [[], ["--editable"]], ids=["wheel", "editable"])
+def test_unfit_torch_ends_an_install_before_another_is_looked_for(
+    make_venv: Callable[..., Path],
+    torch_folders: list[str],
+    stub_tree: Path,
+    version: str,
+    editable: list[str],
+) -> None:
+    venv = make_venv(*torch_folders)
+    fake_torch(site_packages(venv), version)
+    install = ["-m", "pip", "install", "--no-index", "--no-build-isolation", *editable, "."]
+    done = run(venv / "bin" / "python", *install, cwd=stub_tree)
+    assert done.returncode != 0
+    assert f"torch {version}" in done.stdout
+    assert "Could not find a version" not in done.stdout
+    assert "No matching distribution" not in done.stdout
+
+
 def test_vendors_torch_satisfies_the_wheel(
     make_venv: Callable[..., Path], stub_wheel: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -37,6 +38,23 @@ def test_environment_sees_the_active_packages_and_installs_nothing(
     setup_env.make_venv(tmp_path / "venv", setup_env.active_torch(None))
     pth = site_packages(tmp_path / "venv") / "active_environment.pth"
     assert pth.read_text() == "/opt/site\n"
+
+
+def test_environment_of_the_users_own_is_left_alone(tmp_path: Path) -> None:
+    own = site_packages(tmp_path / "venv") / "torch" / "__init__.py"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    with pytest.raises(SystemExit, match=r"venv was not made by this command: activate, move or"):
+        setup_env.make_venv(tmp_path / "venv", None)
+    assert own.exists()
+
+
+def test_environment_is_made_again_for_another_torch(tmp_path: Path) -> None:
+    for folder in ("/opt/site", "/opt/other"):
+        borrowed = dataclasses.replace(_VENDORS, search_path=(folder,))
+        setup_env.make_venv(tmp_path / "venv", borrowed)
+        pth = site_packages(tmp_path / "venv") / "active_environment.pth"
+        assert pth.read_text() == f"{folder}\n"
 
 
 def test_test_tools_are_those_of_the_extra() -> None:
