@@ -98,7 +98,8 @@ def advise(
     -----
     cudaMemAdvise (CUDA C++ Programming Guide, "Data Usage Hints"). The advice is on the memory: it
     stays when torch reuses it for another tensor, until `torch.cuda.empty_cache` gives it back.
-    `info` shows the advice that the segment was made with.
+    `info` shows the advice that the segment was made with. Contents stay, and nothing is waited
+    for: kernels of any stream may use the tensor meanwhile.
 
     Examples
     --------

@@ -189,6 +189,42 @@ def test_bad_argument_is_named_and_nothing_moves(
     assert egm_alloc.info(tensor) == before
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda t: egm_alloc.prefetch(t, "host"),
+        lambda t: egm_alloc.advise(t, read_mostly=True),
+        lambda t: egm_alloc.migrate(t, device_fraction=1),
+    ],
+    ids=["prefetch", "advise", "migrate"],
+)
+def test_tensor_of_torchs_own_is_refused(call: Callable[[torch.Tensor], object]) -> None:
+    tensor = block(SIZE)
+    assert egm_alloc.info(tensor).tier == "device"
+    with pytest.raises(ValueError, match="tensor is in HBM by torch"):
+        call(tensor)
+
+
+def test_advice_on_a_view_is_on_its_part() -> None:
+    tensor = placed("managed")
+    with sim.call_log() as log:
+        egm_alloc.advise(tensor[8 * MIB : 16 * MIB], read_mostly=True)
+    (call,) = log.of("cudaMemAdvise")
+    assert call.args["ptr"] == tensor.data_ptr() + 8 * MIB
+    assert call.args["size"] == 8 * MIB
+
+
+def test_advice_and_prefetch_wait_for_no_stream() -> None:
+    tensor = placed("managed")
+    busy, side = torch.cuda.Stream(), torch.cuda.Stream()
+    with sim.holding(busy):
+        with torch.cuda.stream(busy):
+            tensor.zero_()
+        egm_alloc.advise(tensor, preferred_location="host")
+        egm_alloc.prefetch(tensor, "host", stream=side)
+        assert not busy.query()  # both came back while it works
+
+
 def test_empty_tensors_have_nothing_to_move() -> None:
     tensor = placed("managed")
     with sim.call_log() as log:

@@ -133,6 +133,16 @@ def test_import_without_gpu_warns_once_and_stays_off() -> None:
     assert warned[0].startswith("RuntimeWarning: egm_alloc is off: egm_alloc needs a CUDA GPU: ")
 
 
+@pytest.mark.simulated
+@pytest.mark.parametrize("machine", ["no-gpu", "no-driver"])
+def test_import_on_a_machine_without_either_warns_once_and_stays_off(machine: str) -> None:
+    env = {"EGM_ALLOC_AUTO_ENABLE": None, "PYTHONWARNINGS": None}
+    result = run_script(IMPORT, machine=machine, env=env)
+    (warned,), enabled = imported(result.stdout)
+    assert not enabled
+    assert warned.startswith("RuntimeWarning: egm_alloc is off: egm_alloc needs a CUDA GPU: ")
+
+
 def test_everything_but_enable_works_without_gpu() -> None:
     result = run_without_gpu(
         """
