@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+import socket
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,6 +15,7 @@ from egm_alloc.vllm.settings import KV, Settings
 logger = logging.getLogger("vllm.egm_alloc")
 
 _GIB = 1 << 30
+_T = TypeVar("_T")
 
 
 def weights_backing(settings: Settings, device: int) -> str:
@@ -44,7 +46,7 @@ def _spare_bytes(settings: Settings) -> tuple[int, str]:
     return max(0, spare), found["limited_by"]
 
 
-def check_room(size: int, settings: Settings) -> None:
+def check_room(size: int, settings: Settings) -> int:
     """Refuse an extended KV cache that the host has no room for now, before weights are loaded.
 
     Parameters
@@ -53,6 +55,11 @@ def check_room(size: int, settings: Settings) -> None:
         The bytes that this worker wants.
     settings : Settings
         The plugin's.
+
+    Returns
+    -------
+    int
+        The bytes that the host has room for.
 
     Raises
     ------
@@ -64,6 +71,34 @@ def check_room(size: int, settings: Settings) -> None:
         raise RuntimeError(
             f"egm_alloc: {KV} is {size / _GIB:.2f}, and the host has room for "
             f"{spare / _GIB:.2f} GiB beside the reserve ({limit}): lower it, or "
+            "EGM_ALLOC_HOST_RESERVE_GIB"
+        )
+    return spare
+
+
+def check_room_of_all(size: int, spare: int) -> None:
+    """Refuse what the workers of a host want together and it has no room for; all meet in it.
+
+    Parameters
+    ----------
+    size : int
+        The bytes that this worker wants.
+    spare : int
+        What `check_room` found before this worker took anything. The worker that asked first saw
+        what was there before any of them did.
+
+    Raises
+    ------
+    RuntimeError
+        In each worker of that host, with the numbers.
+    """
+    all_of_them = _of_all((socket.gethostname(), size, spare))
+    here = [each for each in all_of_them if each[0] == socket.gethostname()]
+    wanted, room = sum(each[1] for each in here), max(each[2] for each in here)
+    if wanted > room:
+        raise RuntimeError(
+            f"egm_alloc: {KV} is {size / _GIB:.2f} on each of {len(here)} GPUs, and the host has "
+            f"room for {room / _GIB:.2f} GiB beside the reserve: lower it, or "
             "EGM_ALLOC_HOST_RESERVE_GIB"
         )
 
@@ -87,14 +122,15 @@ def kv_bytes(worker: Any, settings: Settings) -> int:
         )
         return 0
     gpus = max(1, worker.parallel_config.local_world_size)
-    return _least(_spare_bytes(settings)[0] // 2 // gpus // _GIB * _GIB)
+    # The least of all, so that they have the same boundary.
+    return int(min(_of_all(_spare_bytes(settings)[0] // 2 // gpus // _GIB * _GIB)))
 
 
-def _least(mine: int) -> int:
-    """Return the least of all workers' numbers, so that all have the same boundary."""
+def _of_all(mine: _T) -> list[_T]:
+    """Return what each worker gives."""
     from vllm.distributed.parallel_state import get_world_group
 
     group = get_world_group().cpu_group
-    numbers: list[int] = [0] * torch.distributed.get_world_size(group)
-    torch.distributed.all_gather_object(numbers, mine, group=group)
-    return min(numbers)
+    found = [mine] * torch.distributed.get_world_size(group)
+    torch.distributed.all_gather_object(found, mine, group=group)
+    return found

@@ -92,15 +92,20 @@ def join_workers(vllm_config: Any, step: Step, *rest: Any, **options: Any) -> An
     check(vllm_config, settings)
     device = torch.cuda.current_device()
     _give_back_begun(device)  # of a worker that was given up before it loaded
-    if isinstance(settings.kv_bytes, int) and settings.kv_bytes > 0:
-        # An engine that this process had before may not be collected yet, and its memory is cached.
-        gc.collect()
-        torch.cuda.empty_cache()
-        host.check_room(settings.kv_bytes, settings)
-        stock = _kv_stock(vllm_config, settings, device, settings.kv_bytes)
-        if stock is not None:
-            _begun[device] = stock
-    return step(*rest, **options)
+    size = settings.kv_bytes
+    if not isinstance(size, int) or size == 0:
+        return step(*rest, **options)
+    # An engine that this process had before may not be collected yet, and its memory is cached.
+    gc.collect()
+    torch.cuda.empty_cache()
+    spare = host.check_room(size, settings)
+    stock = _kv_stock(vllm_config, settings, device, size)
+    if stock is not None:
+        _begun[device] = stock
+    result = step(*rest, **options)
+    if vllm_config.parallel_config.local_world_size > 1:
+        host.check_room_of_all(size, spare)
+    return result
 
 
 def load_model(worker: Any, step: Step, *rest: Any, **options: Any) -> Any:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+from typing import Any
+
 import pytest
 
-from tests.allocator.conftest import Background
-from tests.simulator import run_script
+from egm_alloc.vllm import host, steps
+from tests.allocator.conftest import Background, wait_for
+from tests.simulator import run_script, sim
+from tests.vllm.fakes import GIB, MIB, Worker, vllm_config
 
 SCRIPT = """
 import logging, os, sys
@@ -60,3 +65,43 @@ def test_each_worker_has_its_share_and_one_log_block() -> None:
         assert "auto 83.0\n" in said  # half of 460.8 - 128 GiB, for two GPUs
         assert said.count("egm_alloc on cuda:") == 1
         assert f"egm_alloc on cuda:{rank} (Simulated" in said
+
+
+@pytest.mark.parametrize(
+    ("second", "third", "refused"),
+    [
+        # Each has room, and what the second found was left by the first.
+        (("here", 6 * GIB, 10 * GIB), ("there", 6 * GIB, 6 * GIB), False),
+        (("here", 8 * GIB, 13 * GIB), ("there", 6 * GIB, 6 * GIB), True),
+        (("here", 6 * GIB, 9 * GIB), ("here", 1 * GIB, 6 * GIB), True),
+    ],
+)
+def test_workers_of_a_host_want_no_more_together_than_it_has(
+    monkeypatch: pytest.MonkeyPatch, second: Any, third: Any, refused: bool
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "here")
+    monkeypatch.setattr(host, "_of_all", lambda mine: [mine, second, third])
+    if not refused:
+        host.check_room_of_all(6 * GIB, 12 * GIB)
+        return
+    with pytest.raises(RuntimeError, match=r"KV_GIB is 6.00 on each of [23] GPUs, and the host ha"):
+        host.check_room_of_all(6 * GIB, 12 * GIB)
+
+
+@pytest.mark.simulated
+def test_workers_that_want_too_much_together_end_before_they_load(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EGM_ALLOC_VLLM_KV_GIB", "0.125")
+    before, joined = sim.host_numa()["taken"], []
+    monkeypatch.setattr(host, "_of_all", lambda mine: [mine, (mine[0], mine[2], mine[2])])
+    config = vllm_config(parallel__local_world_size=2)
+
+    def join(*_: object) -> None:
+        wait_for(lambda: sim.host_numa()["taken"] == before + 96 * MIB)
+        joined.append(True)
+
+    with pytest.raises(RuntimeError, match=r"KV_GIB is 0.12 on each of 2 GPUs"):
+        steps.init_device(Worker(config), lambda: steps.join_workers(config, join))
+    assert joined == [True]
+    assert sim.host_numa()["taken"] == before
