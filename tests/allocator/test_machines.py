@@ -43,3 +43,26 @@ else:
 )
 def test_both_modes_on_each_machine(machine: str) -> None:
     run_script(SCENARIO, "alone" if machine == "no-managed" else "concurrent", machine=machine)
+
+
+KINDS = """
+import torch, egm_alloc
+for kind in ("pinned", "numa", "split"):
+    with egm_alloc.place(kind):
+        tensor = torch.empty(32 << 20, dtype=torch.uint8, device="cuda")
+    assert egm_alloc.info(tensor).backing == kind
+    for end in (tensor[:3], tensor[-3:]):
+        end[:] = torch.tensor([1, 2, 3], dtype=torch.uint8)
+        assert end.tolist() == [1, 2, 3]
+    assert egm_alloc.residency(tensor[-1:]).memory_type == "host"
+    del tensor, end
+    torch.cuda.empty_cache()
+    assert egm_alloc.stats().extended_tier.reserved_bytes == 0
+"""
+
+
+@pytest.mark.parametrize(
+    "machine", ["h100", "gh200", "gh200-driver-managed", "gh200-egm", "gb200", "gb10", "no-managed"]
+)
+def test_host_resident_kinds_on_each_machine(machine: str) -> None:
+    run_script(KINDS, machine=machine)
