@@ -83,11 +83,7 @@ _MARK = "_source_tree.pth"
 
 def make_venv(venv: Path, borrowed: target_torch.TargetTorch | None) -> None:
     """Make the virtual environment, with a view of the active one's packages if they are used."""
-    if (
-        venv.exists()
-        and any(venv.iterdir())
-        and not list(venv.glob(f"lib/*/site-packages/{_MARK}"))
-    ):
+    if venv.exists() and any(venv.iterdir()) and not any(venv.glob(f"lib/*/site-packages/{_MARK}")):
         sys.exit(f"egm_alloc: {venv} was not made by this command: activate, move or remove it")
     print(f"egm_alloc: making {venv.name}", flush=True)
     if subprocess.run([sys.executable, "-m", "venv", "--clear", str(venv)], check=False).returncode:

@@ -68,11 +68,7 @@ def check_room(size: int, settings: Settings) -> int:
     """
     spare, limit = _spare_bytes(settings)
     if size > spare:
-        raise RuntimeError(
-            f"egm_alloc: {KV} is {size / _GIB:.2f}, and the host has room for "
-            f"{spare / _GIB:.2f} GiB beside the reserve ({limit}): lower it, or "
-            "EGM_ALLOC_HOST_RESERVE_GIB"
-        )
+        raise _no_room(f"{size / _GIB:.2f}", spare, f"the reserve ({limit})")
     return spare
 
 
@@ -96,11 +92,14 @@ def check_room_of_all(size: int, spare: int) -> None:
     here = [each for each in all_of_them if each[0] == socket.gethostname()]
     wanted, room = sum(each[1] for each in here), max(each[2] for each in here)
     if wanted > room:
-        raise RuntimeError(
-            f"egm_alloc: {KV} is {size / _GIB:.2f} on each of {len(here)} GPUs, and the host has "
-            f"room for {room / _GIB:.2f} GiB beside the reserve: lower it, or "
-            "EGM_ALLOC_HOST_RESERVE_GIB"
-        )
+        raise _no_room(f"{size / _GIB:.2f} on each of {len(here)} GPUs", room, "the reserve")
+
+
+def _no_room(wanted: str, room: int, reserve: str) -> RuntimeError:
+    return RuntimeError(
+        f"egm_alloc: {KV} is {wanted}, and the host has room for {room / _GIB:.2f} GiB beside "
+        f"{reserve}: lower it, or EGM_ALLOC_HOST_RESERVE_GIB"
+    )
 
 
 def kv_bytes(worker: Any, settings: Settings) -> int:

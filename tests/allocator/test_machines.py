@@ -8,6 +8,10 @@ from tests.simulator import run_script
 
 pytestmark = pytest.mark.simulated
 
+each_machine = pytest.mark.parametrize(
+    "machine", ["h100", "gh200", "gh200-driver-managed", "gh200-egm", "gb200", "gb10", "no-managed"]
+)
+
 SCENARIO = """
 import sys, warnings, torch, egm_alloc
 concurrent = sys.argv[1] == "concurrent"
@@ -38,9 +42,7 @@ else:
 """
 
 
-@pytest.mark.parametrize(
-    "machine", ["h100", "gh200", "gh200-driver-managed", "gh200-egm", "gb200", "gb10", "no-managed"]
-)
+@each_machine
 def test_both_modes_on_each_machine(machine: str) -> None:
     run_script(SCENARIO, "alone" if machine == "no-managed" else "concurrent", machine=machine)
 
@@ -61,8 +63,6 @@ for kind in ("pinned", "numa", "split"):
 """
 
 
-@pytest.mark.parametrize(
-    "machine", ["h100", "gh200", "gh200-driver-managed", "gh200-egm", "gb200", "gb10", "no-managed"]
-)
+@each_machine
 def test_host_resident_kinds_on_each_machine(machine: str) -> None:
     run_script(KINDS, machine=machine)

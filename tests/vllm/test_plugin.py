@@ -273,12 +273,19 @@ if __name__ == "__main__":
 
 HOST_MEMORY = """
 from vllm.v1.worker.gpu_worker import Worker
-from egm_alloc.vllm import steps
 from tests.allocator.conftest import wait_for
 from tests.simulator import sim
 from tests.vllm.fakes import MIB, vllm_config
 before = sim.host_numa()["taken"]
 """
+
+
+def run_worker(
+    folder: Path, script: str, kv_gib: str = "0.125", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script after `START` and `HOST_MEMORY`, with an extended KV cache."""
+    variables = {"EGM_ALLOC_VLLM_KV_GIB": kv_gib, **UNTESTED, **variables}
+    return run(folder, START + HOST_MEMORY + script, **variables)
 
 
 @pytest.mark.simulated
@@ -287,12 +294,9 @@ before = sim.host_numa()["taken"]
 def test_host_memory_begins_before_the_model_is_loaded(
     vllm: Path, configure: str, kind: str
 ) -> None:
-    script = (
-        START
-        + configure
-        + HOST_MEMORY
-        + f"from {kind} import Worker"
-        + """
+    script = f"""
+{configure}
+from {kind} import Worker
 worker = Worker(vllm_config())
 worker.init_device()
 ahead = (128 - 16 * 2) * MIB  # but for a piece of each layer
@@ -301,8 +305,7 @@ worker.load_model()
 assert worker.egm_alloc_state.stock.held_bytes == ahead
 print(sim.host_numa()["taken"] == before + ahead)
 """
-    )
-    done = run(vllm, script, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)
+    done = run_worker(vllm, script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["True"]
 
@@ -310,10 +313,7 @@ print(sim.host_numa()["taken"] == before + ahead)
 @pytest.mark.simulated
 @pytest.mark.parametrize("kind", ["vllm.v1.worker.gpu_worker", "egm_alloc.vllm"])
 def test_device_that_cannot_be_set_up_gives_host_memory_back(vllm: Path, kind: str) -> None:
-    script = (
-        START
-        + HOST_MEMORY
-        + f"""
+    script = f"""
 from {kind} import Worker
 worker = Worker(vllm_config(cache__gpu_memory_utilization=2))
 try:
@@ -329,18 +329,14 @@ worker.load_model()
 wait_for(lambda: sim.host_numa()["taken"] == before + 96 * MIB)
 print(worker.egm_alloc_state.stock.held_bytes // MIB)
 """
-    )
-    done = run(vllm, script, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)
+    done = run_worker(vllm, script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["less HBM is free than is asked for", "96"]
 
 
 @pytest.mark.simulated
 def test_engine_asks_for_room_when_the_one_before_has_gone(vllm: Path) -> None:
-    script = (
-        START
-        + HOST_MEMORY
-        + """
+    script = """
 import gc
 from egm_alloc.vllm import host
 from vllm.v1.engine.core import EngineCore
@@ -357,17 +353,13 @@ for _ in range(2):
 assert sim.host_numa()["taken"] > before
 print(held)
 """
-    )
-    done = run(vllm, script, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)
+    done = run_worker(vllm, script)
     assert (done.returncode, done.stdout) == (0, "[0, 0]\n"), done.stderr
 
 
 @pytest.mark.simulated
 def test_load_that_fails_at_once_gives_back_what_was_begun(vllm: Path) -> None:
-    script = (
-        START
-        + HOST_MEMORY
-        + """
+    script = """
 import egm_alloc
 def enable(**fields):
     raise RuntimeError("as enable() fails")
@@ -380,24 +372,19 @@ except RuntimeError as error:
     print(error)
 assert sim.host_numa()["taken"] == before
 """
-    )
-    done = run(vllm, script, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)
+    done = run_worker(vllm, script)
     assert (done.returncode, done.stdout) == (0, "as enable() fails\n"), done.stderr
 
 
 @pytest.mark.simulated
 def test_replaced_function_takes_its_arguments_by_name(vllm: Path) -> None:
-    script = (
-        START
-        + HOST_MEMORY
-        + """
+    script = """
 from vllm.v1.worker import gpu_worker
 gpu_worker.init_worker_distributed_environment(rank=0, vllm_config=vllm_config())
 wait_for(lambda: sim.host_numa()["taken"] > before)
 print("begun")
 """
-    )
-    done = run(vllm, script, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)
+    done = run_worker(vllm, script)
     assert (done.returncode, done.stdout) == (0, "begun\n"), done.stderr
 
 
@@ -405,18 +392,13 @@ print("begun")
 def test_what_the_host_cannot_give_is_refused_while_the_device_is_set_up(
     vllm: Path, tmp_path: Path
 ) -> None:
-    script = (
-        START
-        + HOST_MEMORY
-        + f"""
+    script = f"""
 from pathlib import Path
 from tests.simulator.host import write_host
 sim.set_host_root(write_host(Path({str(tmp_path)!r}), 64, 10))
 Worker(vllm_config()).init_device()
 """
-    )
-    settings = {"EGM_ALLOC_VLLM_KV_GIB": "20", "EGM_ALLOC_HOST_RESERVE_GIB": "2"}
-    done = run(vllm, script, **settings, **UNTESTED)
+    done = run_worker(vllm, script, "20", EGM_ALLOC_HOST_RESERVE_GIB="2")
     assert "KV_GIB is 20.00, and the host has room for 8.00 GiB" in done.stderr
 
 
