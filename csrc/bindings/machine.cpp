@@ -1,6 +1,8 @@
 // What the machine has, for Python.
 #include "bindings/machine.h"
 
+#include <pybind11/stl.h>
+
 #include <optional>
 #include <string>
 #include <system_error>
@@ -13,6 +15,8 @@
 #include "core/state.h"
 #include "cuda/host_reserve.h"
 #include "cuda/traits.h"
+
+namespace py = pybind11;
 
 namespace egm {
 

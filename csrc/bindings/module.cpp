@@ -1,5 +1,6 @@
 // The Python face of the extension: conversions and the GIL, nothing else.
-#include <torch/extension.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <memory>
 #include <stdexcept>
