@@ -69,7 +69,7 @@ def import_error(folder: Path) -> str:
 
 @pytest.mark.simulated
 def test_import_enables_without_a_word() -> None:
-    assert imported(run_script(IMPORT).stdout) == ([], True)
+    assert imported(run_script(IMPORT, fresh=True).stdout) == ([], True)
 
 
 @pytest.mark.simulated

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.simulator.build import build
+from tests.simulator.fork_server import ForkServer
 from tests.simulator.host import DEFAULT_HOST_GIB, EGM_GIB, write_host
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -18,6 +19,9 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 DEFAULT_MACHINE = "h200"
 DEFAULT_DEVICES = 2
 DEFAULT_HBM_GIB = 8.0
+
+# Those that run no script now; several are there only if several scripts ran at a time.
+_idle_servers: list[ForkServer] = []
 
 
 def environment(
@@ -82,10 +86,16 @@ def run_script(
     devices: int = 1,
     hbm_gib: float = 4.0,
     env: Mapping[str, str | None] | None = None,
+    path: Path | None = None,
     timeout: float = 120.0,
     check: bool = True,
+    fresh: bool = False,
 ) -> Completed:
-    """Run Python in a fresh process on a simulated machine.
+    """Run Python in a process of its own on a simulated machine.
+
+    Source code runs in the fork of a process that has imported torch (fork_server.py), unless its
+    environment differs from this process's in more than variables of egm_alloc and the simulator,
+    which torch may have read in its import.
 
     Parameters
     ----------
@@ -97,10 +107,14 @@ def run_script(
         The machine, as in :func:`environment`.
     env : mapping, optional
         Further environment variables; None removes one.
+    path : Path, optional
+        Goes before all else on the import path.
     timeout : float
         Seconds.
     check : bool
         Whether a status other than zero raises.
+    fresh : bool
+        Whether nothing may be imported before.
 
     Raises
     ------
@@ -114,21 +128,37 @@ def run_script(
     >>> run_script("import torch; print(torch.cuda.device_count())", devices=3).stdout
     '3\\n'
     """
-    source = [str(script)] if isinstance(script, Path) else ["-c", textwrap.dedent(script)]
     variables = environment(machine, devices, hbm_gib, env)
-    paths = [str(_REPOSITORY), variables.get("PYTHONPATH", "")]
-    variables["PYTHONPATH"] = ":".join(path for path in paths if path)
-    result = subprocess.run(
-        [sys.executable, *source, *arguments],
-        check=False,
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    paths = [str(path or ""), str(_REPOSITORY), variables.get("PYTHONPATH", "")]
+    variables["PYTHONPATH"] = ":".join(filter(None, paths))
+    if isinstance(script, Path):
+        source, fresh = [str(script)], True
+    else:
+        source = ["-c", textwrap.dedent(script)]
+    if fresh or _of_torch(variables) != _of_torch(environment()):
+        result = subprocess.run(
+            [sys.executable, *source, *arguments],
+            check=False,
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+    else:
+        server = _idle_servers.pop() if _idle_servers else ForkServer(environment())
+        try:
+            result = server.run(source[1], list(arguments), variables, timeout)
+        finally:
+            _idle_servers.append(server)
     if check and result.returncode != 0:
         raise ScriptError(
             f"exit status {result.returncode}\n--- stdout\n{result.stdout}"
             f"\n--- stderr\n{result.stderr}"
         )
     return Completed(result.returncode, result.stdout, result.stderr)
+
+
+def _of_torch(variables: Mapping[str, str]) -> dict[str, str]:
+    """The variables that torch may read when it is imported."""
+    ours = ("EGM_", "PYTEST_", "PYTHONPATH")
+    return {name: value for name, value in variables.items() if not name.startswith(ours)}

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +12,7 @@ import pytest
 import egm_alloc_vllm
 from egm_alloc.vllm import contract, source
 from egm_alloc.vllm.plugin import KV_CACHE, WEIGHTS
-from tests.simulator.launch import environment
+from tests.simulator import Completed, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -187,20 +184,9 @@ def vllm(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, script: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a script on a simulated machine with a folder on its path."""
-    inherited = {name: None for name in os.environ if name.startswith("EGM_ALLOC_")}
-    return subprocess.run(
-        [sys.executable, "-c", script],
-        env={
-            **environment("h100", devices=1, extra={**inherited, **variables}),
-            "PYTHONPATH": f"{folder}:{ROOT}",
-        },
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def run(folder: Path, script: str, **variables: str) -> Completed:
+    """Run a script on a simulated machine with a folder on its path; it may fail."""
+    return run_script(script, machine="h100", hbm_gib=8, env=variables, path=folder, check=False)
 
 
 UNTESTED = {"EGM_ALLOC_VLLM_ALLOW_UNTESTED": "1"}
@@ -213,7 +199,7 @@ def test_installed_and_not_configured_changes_nothing(
     script = START + (
         "print('egm_alloc' in sys.modules, 'torch' in sys.modules, 'vllm' in sys.modules)"
     )
-    done = run(vllm, script, **variables)
+    done = run_script(script, env=variables, path=vllm, fresh=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "False False False\n", "")
 
 
@@ -280,9 +266,7 @@ before = sim.host_numa()["taken"]
 """
 
 
-def run_worker(
-    folder: Path, script: str, kv_gib: str = "0.125", **variables: str
-) -> subprocess.CompletedProcess[str]:
+def run_worker(folder: Path, script: str, kv_gib: str = "0.125", **variables: str) -> Completed:
     """Run a script after `START` and `HOST_MEMORY`, with an extended KV cache."""
     variables = {"EGM_ALLOC_VLLM_KV_GIB": kv_gib, **UNTESTED, **variables}
     return run(folder, START + HOST_MEMORY + script, **variables)

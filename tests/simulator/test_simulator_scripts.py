@@ -1,0 +1,90 @@
+"""Scripts in processes of their own: what they find, what they leave, how they end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.simulator import ScriptError, run_script
+
+EITHER_WAY = pytest.mark.parametrize("fresh", [False, True], ids=["forked", "fresh"])
+
+
+@EITHER_WAY
+def test_script_finds_what_a_new_process_finds(fresh: bool, tmp_path: Path) -> None:
+    (tmp_path / "shown.py").write_text("word = 'shown'")
+    script = """
+        import os, sys
+        import shown
+        print(__name__, sys.argv, os.environ["EGM_ALLOC_TEST"], shown.word, os.getcwd())
+        print("egm_alloc" in sys.modules, "tests" in sys.modules, sys.stdin.read() == "")
+        import torch
+        print(torch.cuda.is_initialized(), torch.cuda.device_count())
+    """
+    env = {"EGM_ALLOC_TEST": "word"}
+    ran = run_script(script, "a", "b", devices=3, env=env, path=tmp_path, fresh=fresh)
+    assert ran.stdout.splitlines() == [
+        f"__main__ ['-c', 'a', 'b'] word shown {os.getcwd()}",
+        "False False True",
+        "False 3",
+    ]
+    assert ran.stderr == ""
+
+
+def test_script_leaves_the_next_one_nothing(tmp_path: Path) -> None:
+    (tmp_path / "shown.py").touch()
+    script = """
+        import os, shown, torch
+        torch.left = os.environ["LEFT"] = "left"
+        torch.zeros(1, device="cuda")
+    """
+    run_script(script, path=tmp_path)
+    script = """
+        import importlib.util, os, sys, torch
+        print(hasattr(torch, "left"), "LEFT" in os.environ, torch.cuda.is_initialized())
+        print(importlib.util.find_spec("shown"))
+    """
+    assert run_script(script).stdout.split() == ["False", "False", "False", "None"]
+
+
+@EITHER_WAY
+def test_end_of_a_script_is_told(fresh: bool) -> None:
+    def end(script: str) -> tuple[int, str, str]:
+        ran = run_script(script, check=False, fresh=fresh)
+        return ran.returncode, ran.stdout, ran.stderr.strip().rpartition("\n")[2]
+
+    assert end("import atexit; atexit.register(print, 'last')") == (0, "last\n", "")
+    assert end("import sys; sys.exit(3)") == (3, "", "")
+    assert end("raise ValueError('why')") == (1, "", "ValueError: why")
+    assert end("import os; os.kill(os.getpid(), 15)") == (-signal.SIGTERM, "", "")
+    with pytest.raises(ScriptError, match="ValueError: why"):
+        run_script("raise ValueError('why')", fresh=fresh)
+
+
+def test_script_that_hangs_is_ended() -> None:
+    script = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    with pytest.raises(subprocess.TimeoutExpired) as raised:
+        run_script(script, timeout=1)
+    pid = int(raised.value.stdout or b"")
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert run_script("print('next')").stdout == "next\n"
+
+
+def test_what_torch_may_have_read_gets_a_new_process() -> None:
+    script = "import sys; print('torch' in sys.modules)"
+    assert run_script(script).stdout == "True\n"
+    assert run_script(script, env={"EGM_ALLOC_TEST": "1"}).stdout == "True\n"
+    assert run_script(script, env={"PYTORCH_CUDA_ALLOC_CONF": ""}).stdout == "False\n"
+    assert run_script(script, env={"OMP_NUM_THREADS": "1"}).stdout == "False\n"
+    assert run_script(script, fresh=True).stdout == "False\n"
+
+
+def test_file_runs_as_a_program(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("import sys; print(__file__, sys.argv[1:])")
+    assert run_script(program, "a").stdout == f"{program} ['a']\n"
