@@ -23,7 +23,7 @@ demo: env
 	fi
 
 test-gpu: env
-	$(RUN) -m pytest tests/gpu -m gpu
+	$(RUN) -m pytest tests/gpu tests/backings -m gpu
 
 test-torch:
 	@test -n "$(TORCH)" || { echo "say which: make test-torch TORCH=2.12" >&2; exit 2; }

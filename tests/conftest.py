@@ -1,7 +1,8 @@
 """Every test starts with egm_alloc off, its default configuration and an untouched simulator.
 
 Markers: ``simulated`` needs the simulated device (``make test``), ``gpu`` a real one
-(``make test-gpu``). A test that lacks its device is skipped, and the skip says why.
+(``make test-gpu``), ``any_device`` either. A test that lacks its device is skipped, and the skip
+says why.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ def _missing(item: pytest.Item) -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests whose device is missing."""
+    """Skip the tests whose device is missing; those of any device are for the one that is there."""
     for item in items:
+        if item.get_closest_marker("any_device"):
+            item.add_marker(pytest.mark.simulated if sim.active else pytest.mark.gpu)
         reason = _missing(item)
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))

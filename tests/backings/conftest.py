@@ -6,6 +6,8 @@ of this machine even on the simulator, so sizes are tens of MiB at most.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +15,7 @@ import torch
 
 import egm_alloc
 from egm_alloc.config import BACKINGS
-from tests.allocator.conftest import MIB, block, clean_cache
+from tests.allocator.conftest import GIB, MIB, block, clean_cache
 from tests.simulator import sim
 
 __all__ = ["clean_cache"]
@@ -27,10 +29,37 @@ SIZES = (1, 2, 511, 512, 513, 4095, MIB - 1, MIB, MIB + 1, 5 * MIB + 3, 20 * MIB
 LEAST_SPLIT = 10 * MIB
 
 
+# Calls that take memory away without waiting for kernels, as cudaFree does.
+UNMAPPING = ("cudaHostUnregister", "cuMemUnmap")
+
+
+def has_host_numa() -> bool:
+    """Whether the driver maps memory of a host NUMA node, asked from the driver."""
+    host_numa_vmm = 141  # CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
+    torch.cuda.init()
+    value = ctypes.c_int()
+    driver = ctypes.CDLL("libcuda.so.1")
+    device = torch.cuda.current_device()
+    status = driver.cuDeviceGetAttribute(ctypes.byref(value), host_numa_vmm, device)
+    return bool(status == 0 and value.value)
+
+
 @pytest.fixture(params=BACKINGS)
 def backing(request: pytest.FixtureRequest) -> str:
-    """Each backing in turn."""
-    return str(request.param)
+    """Each backing that the machine has, in turn."""
+    name = str(request.param)
+    if not sim.active:
+        skip_what_the_gpu_lacks(name)
+    return name
+
+
+def skip_what_the_gpu_lacks(backing: str) -> None:
+    """Skip a test of a backing that a real GPU cannot have, or not without danger."""
+    free, _ = torch.cuda.mem_get_info()
+    if backing == "managed" and free // 2 < GIB:
+        pytest.skip("needs 1 GiB of managed memory in half of what the GPU has free")
+    if backing in ("numa", "split") and not has_host_numa():
+        pytest.skip("this driver cannot map memory of a host NUMA node")
 
 
 @pytest.fixture(autouse=True)
@@ -59,9 +88,24 @@ def counters(backing: str, device: int = 0) -> egm_alloc.BackingStats:
     return egm_alloc.stats(device).extended[backing]
 
 
+@contextlib.contextmanager
+def busy(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Keep a stream at work in the block, until it is waited for; a real GPU for half a second."""
+    if sim.active:
+        with sim.holding(stream):
+            yield
+    else:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(1_000_000_000)
+        yield
+
+
 def held_by_device(device: int = 0) -> object:
-    """Return everything that the simulated machine has given out on a device."""
+    """Return what was given out on a device: by the simulated machine, or by torch's books."""
     torch.cuda.synchronize()
+    if not sim.active:
+        kinds = egm_alloc.stats(device).extended.values()
+        return torch.cuda.memory_reserved(device), [(k.reserved_bytes, k.segments) for k in kinds]
     nodes = [sim.host_numa(node)["taken"] for node in range(sim.host_nodes)]
     return sim.live_allocations(device), sim.hbm(device)["taken"], sim.reserved_bytes(), nodes
 

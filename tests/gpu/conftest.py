@@ -11,6 +11,9 @@ import pytest
 import torch
 
 import egm_alloc
+from tests.backings.conftest import backing
+
+__all__ = ["backing"]
 
 MIB = 1 << 20
 GIB = 1 << 30

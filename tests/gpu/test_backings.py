@@ -1,77 +1,28 @@
-"""What every backing promises, on a real GPU: contents by real kernels, in small sizes."""
+"""Every backing under real kernels, in small sizes.
+
+What backings promise on any device is in ``tests/backings/test_conformance.py``.
+"""
 
 from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
 
 import pytest
 import torch
 
 import egm_alloc
 from egm_alloc.config import BACKINGS
-from tests.gpu.conftest import GIB, MIB, run_process
+from tests.backings.conftest import has_host_numa, make, pattern, skip_what_the_gpu_lacks
+from tests.gpu.conftest import MIB, run_process
 
 pytestmark = pytest.mark.gpu
-
-Budget = Callable[[int], None]
-
-SIZES = (1, 511, 512, 513, MIB - 1, MIB, MIB + 1, 5 * MIB + 3, 33 * MIB + 7)
-NEEDS_HOST_NUMA = ("numa", "split")
-
-
-def has_host_numa() -> bool:
-    """Whether the driver maps memory of a host NUMA node, asked from the driver."""
-    import ctypes
-
-    host_numa_vmm = 141  # CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED
-    torch.cuda.init()
-    value = ctypes.c_int()
-    driver = ctypes.CDLL("libcuda.so.1")
-    device = torch.cuda.current_device()
-    status = driver.cuDeviceGetAttribute(ctypes.byref(value), host_numa_vmm, device)
-    return bool(status == 0 and value.value)
-
-
-@pytest.fixture(params=BACKINGS)
-def backing(request: pytest.FixtureRequest, budget: Budget) -> str:
-    """Each backing that the machine has, in turn."""
-    name = str(request.param)
-    if name == "managed":
-        budget(1 * GIB)
-    if name in NEEDS_HOST_NUMA and not has_host_numa():
-        pytest.skip("this driver cannot map memory of a host NUMA node")
-    return name
 
 
 @pytest.fixture(autouse=True)
 def only_placed() -> None:
     """Nothing is extended but what a test places, and nothing is spilled."""
     egm_alloc.enable(threshold_gib=1 << 20, spill=False)
-
-
-def make(nbytes: int, backing: str, fraction: float | None = None) -> torch.Tensor:
-    with egm_alloc.place(backing, device_fraction=fraction, min_bytes=0):
-        tensor = torch.empty(nbytes, dtype=torch.uint8, device="cuda")
-    # torch packs smaller requests into segments that they share, so they are not split.
-    in_hbm = backing == "split" and nbytes < 10 * MIB
-    assert egm_alloc.info(tensor).backing == (None if in_hbm else backing)
-    return tensor
-
-
-def pattern(nbytes: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (nbytes,), dtype=torch.uint8, generator=generator)
-
-
-def test_blocks_of_any_size_are_aligned_and_hold_what_is_written(backing: str) -> None:
-    tensors = [make(nbytes, backing) for nbytes in SIZES]
-    for seed, tensor in enumerate(tensors):
-        assert tensor.data_ptr() % 512 == 0
-        tensor.copy_(pattern(tensor.numel(), seed))
-    for seed, tensor in enumerate(tensors):
-        assert torch.equal(tensor.cpu(), pattern(tensor.numel(), seed))
 
 
 def test_kernels_read_and_write_all_of_it(backing: str) -> None:
@@ -93,26 +44,6 @@ def test_contents_survive_reuse_of_their_neighbours(backing: str) -> None:
         assert bool((tensor == value).all())
         del tensor
     assert bool((kept == 7).all())
-
-
-def test_blocks_freed_in_any_order_leave_nothing(backing: str) -> None:
-    tensors = [make(nbytes, backing) for nbytes in SIZES]
-    for tensor in tensors:
-        tensor.fill_(1)
-    del tensor
-    random.Random(0).shuffle(tensors)
-    while tensors:
-        tensors.pop()
-    torch.cuda.empty_cache()
-    found = egm_alloc.stats().extended[backing]
-    assert (found.allocated_bytes, found.reserved_bytes, found.segments) == (0, 0, 0)
-
-
-def test_freed_size_is_served_again_without_a_new_segment(backing: str) -> None:
-    address = make(33 * MIB, backing).data_ptr()
-    before = egm_alloc.stats().extended[backing].segment_allocs
-    assert make(33 * MIB, backing).data_ptr() == address
-    assert egm_alloc.stats().extended[backing].segment_allocs == before
 
 
 def test_release_waits_for_the_last_kernels_of_its_stream(backing: str) -> None:
@@ -209,8 +140,7 @@ def test_threads_share_no_memory(backing: str) -> None:
 
 @pytest.mark.parametrize("backing", ["pinned", "numa"])
 def test_host_memory_takes_no_hbm(backing: str) -> None:
-    if backing in NEEDS_HOST_NUMA and not has_host_numa():
-        pytest.skip("this driver cannot map memory of a host NUMA node")
+    skip_what_the_gpu_lacks(backing)
     make(2 * MIB, backing).fill_(1)  # what comes up once, such as kernels
     torch.cuda.synchronize()
     before, _ = torch.cuda.mem_get_info()
@@ -303,8 +233,7 @@ def test_request_beyond_the_process_share_of_hbm_is_spilled_and_given_back() -> 
 
 @pytest.mark.parametrize("other", BACKINGS)
 def test_copies_between_kinds_keep_contents(backing: str, other: str) -> None:
-    if other in NEEDS_HOST_NUMA and not has_host_numa():
-        pytest.skip("this driver cannot map memory of a host NUMA node")
+    skip_what_the_gpu_lacks(other)
     source, target = make(33 * MIB, backing), make(33 * MIB, other)
     expected = pattern(33 * MIB, 0)
     in_hbm = expected.cuda()
