@@ -48,13 +48,15 @@ class PassByScope {
 // taken out of num_ooms. torch's memory history shows each.
 class QuietScope {
  public:
-  QuietScope(ThisThread& thread, bool quiet) : thread_(thread) { thread_.quiet = quiet; }
-  ~QuietScope() { thread_.quiet = false; }
+  QuietScope(ThisThread& thread, bool quiet)
+      : thread_(thread), outer_(std::exchange(thread.quiet, quiet)) {}
+  ~QuietScope() { thread_.quiet = outer_; }
   QuietScope(const QuietScope&) = delete;
   QuietScope& operator=(const QuietScope&) = delete;
 
  private:
   ThisThread& thread_;
+  const bool outer_;
 };
 
 }  // namespace egm

@@ -265,7 +265,7 @@ TieredAllocator::Answer<AskNative> TieredAllocator::record_and_ask(
   const Bytes segment = segment_size(request.size);
   own.fraction.allow_extended(in_hbm ? Bytes(0) : segment);
   if (kRecordingsFreezeDevice && own.stream_recorded.load(std::memory_order_relaxed)) {
-    process_pending_events(used_stream);
+    process_pending_events(own, used_stream);
   }
   Pool* pool = &own.pools.live(placement, request.size);
   if (exceeds_limit(own, segment, config) && diversion.ready == nullptr &&

@@ -152,7 +152,7 @@ class TieredAllocator final : public DelegatingAllocator {
   void restore_device_part(Device& own, const Placement& placement, const void* served);
   static const void* address_of(const c10::DataPtr& served) { return served.get(); }
   static const void* address_of(const void* served) { return served; }
-  void process_pending_events(cudaStream_t stream);
+  void process_pending_events(Device& own, cudaStream_t stream);
   void give_back_cached(Device& own);
   void give_back_hbm(Device& own);
   void empty_retired(Device& own);

@@ -94,6 +94,27 @@ def test_spill_is_no_out_of_memory_to_statistics_and_observers() -> None:
     assert kept.numel() == FITS
 
 
+@pytest.mark.parametrize("record_stream", [False, True])
+def test_small_request_in_full_hbm_is_no_out_of_memory_either(record_stream: bool) -> None:
+    # Once a stream was recorded, each diversion first asks torch for some bytes of HBM.
+    announced: list[tuple[int, ...]] = []
+    torch._C._cuda_attach_out_of_memory_observer(  # type: ignore[attr-defined]
+        lambda *figures: announced.append(figures)
+    )
+    if record_stream:
+        block(MIB).record_stream(torch.cuda.Stream())
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    kept = block(free)
+    before, counted = torch.cuda.memory_stats()["num_ooms"], spills()
+    spilled = [block(MIB // 2), block(SPILLS), block(512)]
+    assert {backing(tensor) for tensor in spilled} == {"pinned"}
+    assert spills() == counted + 3
+    assert torch.cuda.memory_stats()["num_ooms"] == before
+    assert announced == []
+    assert kept.numel() == free
+
+
 def test_spill_that_fails_is_torchs_own_error_counted_and_announced_once() -> None:
     announced: list[tuple[int, ...]] = []
     torch._C._cuda_attach_out_of_memory_observer(  # type: ignore[attr-defined]
