@@ -1,4 +1,4 @@
-"""Measure the kinds of host memory on a GPU: bring-up, reads, split, stalls, moves, spilling.
+"""Measure the kinds of host memory on a GPU: bring-up, reads, split, stalls, moves, pressure.
 
     python -m benchmarks.memory_kinds
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import sys
 import threading
 import time
@@ -177,8 +178,7 @@ def split_sweep(size_gib: int) -> None:
 
 def stalls() -> None:
     """Print the longest that a small allocation took while another thread brings memory up."""
-    sizes = [("pinned", 1), ("pinned", 8), ("pinned", 32), ("numa", 8), ("split", 16)]
-    for kind, size_gib in sizes:
+    for kind, size_gib in itertools.product(("pinned", "numa", "split"), (1, 8, 32)):
         waits: list[float] = []
         done = threading.Event()
 
@@ -239,24 +239,37 @@ def products() -> None:
     print("product of split tensors bit-equal to plain ones:", bool(torch.equal(a @ b, plain)))
 
 
-def spilling() -> None:
-    """Print where requests go with most of HBM taken, and that they come back."""
+def pressure() -> None:
+    """Print what each kind does when 8 GiB of HBM are free, and how requests are spilled then."""
     egm_alloc.enable(threshold_gib=64)
+    torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
     with egm_alloc.place("device"):
-        ballast = torch.empty(free - 4 * GIB, dtype=torch.uint8, device="cuda")
-    pieces = [
-        torch.full((GIB // 4,), index, dtype=torch.int32, device="cuda") for index in range(6)
-    ]
-    print("six of 1 GiB with 4 GiB free:", [egm_alloc.info(piece).backing for piece in pieces])
+        ballast = torch.empty(free - 8 * GIB, dtype=torch.uint8, device="cuda")
+    for kind in ("device", "managed", "managed kept on the host", "pinned", "numa", "split"):
+        tensor = tensor_in(kind.split()[0], 2 * GIB)
+        if kind == "managed kept on the host":
+            egm_alloc.advise(tensor, preferred_location="host", accessed_by=("device", "host"))
+            egm_alloc.prefetch(tensor, "host")
+        tensor.fill_(1)
+        print(f"{kind}: read {read_gbs(tensor):.1f} GB/s", flush=True)
+        del tensor
+        torch.cuda.empty_cache()
+    pieces, made_s = [], []
+    for _ in range(10):
+        start = time.perf_counter()
+        pieces.append(torch.empty(GIB // 4, dtype=torch.int32, device="cuda"))
+        made_s.append(time.perf_counter() - start)
+    for index, piece in enumerate(pieces):
+        piece.fill_(index)
+    kinds = [egm_alloc.info(piece).backing or "HBM" for piece in pieces]
+    print("ten of 1 GiB:", ", ".join(kinds))
+    slowest = max(s for s, kind in zip(made_s, kinds, strict=True) if kind != "HBM")
+    print(f"spilled: {slowest * 1e3:.1f} ms/GiB at most, read {read_gbs(pieces[-1]):.1f} GB/s")
+    figures = torch.cuda.memory_stats()["num_ooms"], egm_alloc.stats().extended["pinned"].spills
+    print("num_ooms {}, spills {}".format(*figures))
     assert all(bool((piece == index).all()) for index, piece in enumerate(pieces))
-    print(
-        "num_ooms",
-        torch.cuda.memory_stats()["num_ooms"],
-        "spills",
-        egm_alloc.stats().extended["pinned"].spills,
-    )
-    del pieces, ballast
+    del pieces, piece, ballast
     torch.cuda.empty_cache()
     print("afterwards:", egm_alloc.info(torch.empty(GIB, dtype=torch.uint8, device="cuda")).tier)
 
@@ -267,7 +280,7 @@ PARTS: dict[str, Callable[[], None]] = {
     "products": products,
     "moves": moves,
     "stalls": stalls,
-    "spilling": spilling,
+    "pressure": pressure,
 }
 
 
