@@ -2,9 +2,10 @@
 
 Every setup has a process of its own. They live side by side and take turns batch by batch, on the
 same processor where one is enough, so that a change of the machine during the run meets all of
-them. Native torch runs without egm_alloc being imported. A ratio is the median of the ratios of the
-turns. "Pair" is the plain malloc/free pair as torch's whole allocator: this package's C pair, which
-takes the same steps as the one that users have today.
+them. Two processes of one setup may differ by some per cent as long as they live, so all are
+started anew for each round. Native torch runs without egm_alloc being imported. A ratio is the
+median of the ratios of the turns. "Pair" is the plain malloc/free pair as torch's whole allocator:
+this package's C pair, which takes the same steps as the one that users have today.
 """
 
 from __future__ import annotations
@@ -98,9 +99,8 @@ class Process:
         self._process.wait()
 
 
-def measure(turns: int, only: str) -> Measurements:
-    """Time every row under every setup that has it, taking turns."""
-    measurements: Measurements = defaultdict(list)
+def measure(turns: int, only: str, measurements: Measurements) -> None:
+    """Time every row under every setup that has it, taking turns, in new processes."""
     processes = [Process(setup) for setup in worker.SETUPS]
     for row in worker.SETUPS["native"]:
         if only not in row:
@@ -119,7 +119,6 @@ def measure(turns: int, only: str) -> Measurements:
             process.batch("")
     for process in processes:
         process.end()
-    return measurements
 
 
 def _ratio(ours: list[float], other: list[float]) -> float:
@@ -187,20 +186,24 @@ def markdown(lines: list[list[str]]) -> str:
 def main() -> int:
     """Measure, print the table; return 0 if every target is met."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--turns", type=int, default=45, help="turns per row (default 45)")
+    parser.add_argument("--rounds", type=int, default=3, help="of new processes (default 3)")
+    parser.add_argument("--turns", type=int, default=15, help="per row and round (default 15)")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows with TEXT in their name")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every measurement")
     arguments = parser.parse_args()
-    if arguments.turns < 1:
-        parser.error("--turns must be at least 1")
+    if arguments.turns < 1 or arguments.rounds < 1:
+        parser.error("--turns and --rounds must be at least 1")
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks: no GPU here")
     name = torch.cuda.get_device_name()
-    measurements = measure(arguments.turns, arguments.only)
+    measurements: Measurements = defaultdict(list)
+    for number in range(1, arguments.rounds + 1):
+        print(f"round {number} of {arguments.rounds}", file=sys.stderr, flush=True)
+        measure(arguments.turns, arguments.only, measurements)
     lines, met = compare(measurements, arguments.only)
     print(
-        f"torch {torch.__version__}, {name}; medians of {arguments.turns} turns, "
-        "half of them for threads; ratio = ours / native, turn by turn\n"
+        f"torch {torch.__version__}, {name}; medians of {arguments.rounds} rounds of "
+        f"{arguments.turns} turns, half of them for threads; ratio = ours / native, turn by turn\n"
     )
     print(markdown(lines))
     if arguments.json:
