@@ -22,11 +22,6 @@ from tests.simulator import sim
 gc.freeze()
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
-    config.addinivalue_line("markers", "simulated: needs the simulated device; run 'make test'")
-
-
 def _missing(item: pytest.Item) -> str | None:
     if item.get_closest_marker("simulated") and not sim.active:
         return "needs the simulated device: run make test"

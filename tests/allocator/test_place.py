@@ -237,14 +237,18 @@ def test_limit_binds_pinned_memory() -> None:
         egm_alloc.enable(limit_gib=None, spill=True)
 
 
-def test_bring_up_holds_up_no_other_thread() -> None:
-    def make_pinned() -> torch.Tensor:
-        with egm_alloc.place("pinned"):
+@pytest.mark.parametrize(
+    ("kind", "slow_call"),
+    [("pinned", "cudaHostRegister"), ("numa", "cuMemCreate"), ("split", "cuMemCreate")],
+)
+def test_bring_up_holds_up_no_other_thread(kind: str, slow_call: str) -> None:
+    def make() -> torch.Tensor:
+        with egm_alloc.place(kind):
             return block(SIZE)
 
     torch.cuda.empty_cache()
-    with sim.stall_call("cudaHostRegister") as stall:
-        bringing_up = Background(make_pinned)
+    with sim.stall_call(slow_call) as stall:
+        bringing_up = Background(make)
         stall.wait_until_reached()
         cached = block(512)
         missing = Background(lambda: block(40 * MIB)).finish()  # a segment of its own
@@ -255,7 +259,7 @@ def test_bring_up_holds_up_no_other_thread() -> None:
     assert isinstance(missing, torch.Tensor)
     assert isinstance(diverted, torch.Tensor)
     found = [backing(tensor) for tensor in (cached, missing, diverted, placed)]
-    assert found == [None, None, "managed", "pinned"]
+    assert found == [None, None, "managed", kind]
     bringing_up.result = None
 
 

@@ -258,20 +258,3 @@ def test_copies_between_kinds_are_captured(backing: str) -> None:
         graph.replay()
         assert bool((target == value).all())
     torch.cuda.synchronize()
-
-
-def test_copies_between_devices_keep_contents(backing: str) -> None:
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs two GPUs")
-    tensor = make(33 * MIB, backing)
-    tensor.copy_(pattern(33 * MIB, 0))
-    other = tensor.to("cuda:1")
-    assert torch.equal(other.cpu(), pattern(33 * MIB, 0))
-    tensor.copy_(other.fill_(4))
-    assert bool((tensor == 4).all())
-    with egm_alloc.place(backing):
-        there = torch.empty(33 * MIB, dtype=torch.uint8, device="cuda:1")
-    there.copy_(tensor)
-    assert bool((there == 4).all())
-    del there
-    torch.cuda.empty_cache()

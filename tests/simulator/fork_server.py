@@ -42,7 +42,13 @@ class ForkServer:
             stdout=subprocess.PIPE,
             text=True,
         )
-        atexit.register(self.process.communicate)  # it ends when there are no more requests
+        atexit.register(self.end)
+
+    def end(self) -> None:
+        """End it, if it still runs."""
+        self.process.kill()
+        self.process.communicate()
+        atexit.unregister(self.end)
 
     def run(
         self, source: str, arguments: list[str], variables: Mapping[str, str], timeout: float
@@ -67,7 +73,10 @@ class ForkServer:
             assert self.process.stdin is not None
             assert self.process.stdout is not None
             print(json.dumps(request), file=self.process.stdin, flush=True)
-            returncode = json.loads(self.process.stdout.readline())
+            answer = self.process.stdout.readline()
+            if not answer:
+                raise RuntimeError(f"the fork server ended with {self.process.wait()}")
+            returncode = json.loads(answer)
             stdout, stderr = (file.read_text() for file in files)
         if returncode is None:
             raise subprocess.TimeoutExpired(command, timeout, stdout, stderr)
@@ -115,7 +124,8 @@ def _become(request: dict[str, Any]) -> None:
     sys.path[:] = ["", *after, *(path for path in sys.path[1:] if path not in before)]
     sys.argv = ["-c", *request["arguments"][2:]]
     main = sys.modules["__main__"] = ModuleType("__main__")
-    exec(compile(request["arguments"][1], "<string>", "exec"), main.__dict__)
+    code = compile(request["arguments"][1], "<string>", "exec", dont_inherit=True)
+    exec(code, main.__dict__)
 
 
 def _main() -> None:

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.simulator.build import build
 from tests.simulator.fork_server import ForkServer
@@ -20,6 +21,14 @@ DEFAULT_MACHINE = "h200"
 DEFAULT_DEVICES = 2
 DEFAULT_HBM_GIB = 8.0
 
+
+def _of_torch(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables that torch may read when it is imported."""
+    ours = ("EGM_", "PYTEST_", "PYTHONPATH")
+    return {name: value for name, value in variables.items() if not name.startswith(ours)}
+
+
+_AT_FIRST = _of_torch(os.environ)
 # Those that run no script now; several are there only if several scripts ran at a time.
 _idle_servers: list[ForkServer] = []
 
@@ -135,7 +144,7 @@ def run_script(
         source, fresh = [str(script)], True
     else:
         source = ["-c", textwrap.dedent(script)]
-    if fresh or _of_torch(variables) != _of_torch(environment()):
+    if fresh or _of_torch(env or {}) or _of_torch(os.environ) != _AT_FIRST:
         result = subprocess.run(
             [sys.executable, *source, *arguments],
             check=False,
@@ -145,11 +154,7 @@ def run_script(
             timeout=timeout,
         )
     else:
-        server = _idle_servers.pop() if _idle_servers else ForkServer(environment())
-        try:
-            result = server.run(source[1], list(arguments), variables, timeout)
-        finally:
-            _idle_servers.append(server)
+        result = _run_forked(source[1], list(arguments), variables, timeout)
     if check and result.returncode != 0:
         raise ScriptError(
             f"exit status {result.returncode}\n--- stdout\n{result.stdout}"
@@ -158,7 +163,21 @@ def run_script(
     return Completed(result.returncode, result.stdout, result.stderr)
 
 
-def _of_torch(variables: Mapping[str, str]) -> dict[str, str]:
-    """The variables that torch may read when it is imported."""
-    ours = ("EGM_", "PYTEST_", "PYTHONPATH")
-    return {name: value for name, value in variables.items() if not name.startswith(ours)}
+def _run_forked(
+    source: str, arguments: list[str], variables: Mapping[str, str], timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """Run a script in the fork of a server, which is kept unless it may still be at work."""
+    try:
+        server = _idle_servers.pop()
+    except IndexError:
+        server = ForkServer(environment())
+    try:
+        result = server.run(source, arguments, variables, timeout)
+    except subprocess.TimeoutExpired:
+        _idle_servers.append(server)
+        raise
+    except BaseException:
+        server.end()
+        raise
+    _idle_servers.append(server)
+    return result

@@ -67,6 +67,6 @@ def fail_call(simulator: Simulator) -> Iterator[Callable[..., Fault]]:
 
 
 @pytest.fixture
-def fresh_process() -> Callable[..., Completed]:
+def own_process() -> Callable[..., Completed]:
     """:func:`tests.simulator.run_script`: a script in a process, on a machine, of its own."""
     return run_script

@@ -171,9 +171,9 @@ def test_split_range_is_one_piece_of_memory() -> None:
 
 
 def test_cpu_reaches_host_memory_only_by_an_access_of_its_own(
-    fresh_process: Callable[..., Completed],
+    own_process: Callable[..., Completed],
 ) -> None:
-    done = fresh_process(
+    done = own_process(
         """
         import ctypes
         from tests.simulator import cuda, vmm

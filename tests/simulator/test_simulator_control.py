@@ -118,8 +118,8 @@ def test_live_allocations_tell_kinds_apart(simulator: Simulator) -> None:
     assert simulator.live_allocations() == before
 
 
-def test_unsimulated_call_is_loud(fresh_process: Callable[..., Completed]) -> None:
-    done = fresh_process(
+def test_unsimulated_call_is_loud(own_process: Callable[..., Completed]) -> None:
+    done = own_process(
         """
         import ctypes
         print(ctypes.CDLL(None).cudaMallocArray())
@@ -142,7 +142,7 @@ def test_unsimulated_call_is_loud(fresh_process: Callable[..., Completed]) -> No
     ],
 )
 def test_preset_has_its_attributes(  # noqa: PLR0917
-    fresh_process: Callable[..., Completed],
+    own_process: Callable[..., Completed],
     machine: str,
     name: str,
     pageable: int,
@@ -151,7 +151,7 @@ def test_preset_has_its_attributes(  # noqa: PLR0917
     numa_config: int,
     integrated: int,
 ) -> None:
-    done = fresh_process(
+    done = own_process(
         """
         from tests.simulator import cuda, sim
         print([cuda.device_attribute(a) for a in (88, 100, 101, 130, 18, 89)])
@@ -170,9 +170,9 @@ def test_preset_has_its_attributes(  # noqa: PLR0917
     [("no-gpu", "No CUDA GPUs|no CUDA-capable"), ("no-driver", "NVIDIA driver")],
 )
 def test_machine_without_a_device(
-    fresh_process: Callable[..., Completed], machine: str, error: str
+    own_process: Callable[..., Completed], machine: str, error: str
 ) -> None:
-    done = fresh_process(
+    done = own_process(
         """
         import torch
         assert not torch.cuda.is_available()
@@ -186,8 +186,8 @@ def test_machine_without_a_device(
     assert any(part in done.stdout for part in error.split("|")), done.stdout
 
 
-def test_expandable_segments_grow_and_go(fresh_process: Callable[..., Completed]) -> None:
-    done = fresh_process(
+def test_expandable_segments_grow_and_go(own_process: Callable[..., Completed]) -> None:
+    done = own_process(
         """
         import torch
         from tests.simulator import sim
@@ -207,8 +207,8 @@ def test_expandable_segments_grow_and_go(fresh_process: Callable[..., Completed]
     assert done.stdout == "0 {}\n"
 
 
-def test_cuda_malloc_async_backend_works(fresh_process: Callable[..., Completed]) -> None:
-    done = fresh_process(
+def test_cuda_malloc_async_backend_works(own_process: Callable[..., Completed]) -> None:
+    done = own_process(
         """
         import torch
         from tests.simulator import sim
@@ -221,8 +221,8 @@ def test_cuda_malloc_async_backend_works(fresh_process: Callable[..., Completed]
     assert done.stdout.split() == ["cudaMallocAsync", "9", "True"]
 
 
-def test_fork_before_cuda_works_and_after_does_not(fresh_process: Callable[..., Completed]) -> None:
-    done = fresh_process(
+def test_fork_before_cuda_works_and_after_does_not(own_process: Callable[..., Completed]) -> None:
+    done = own_process(
         """
         import os, torch
         from tests.simulator import cuda
@@ -245,7 +245,7 @@ def test_fork_before_cuda_works_and_after_does_not(fresh_process: Callable[..., 
 
 
 def test_tensor_is_shared_with_another_process(
-    fresh_process: Callable[..., Completed], tmp_path: Path
+    own_process: Callable[..., Completed], tmp_path: Path
 ) -> None:
     script = tmp_path / "share.py"
     script.write_text(
@@ -258,4 +258,4 @@ def test_tensor_is_shared_with_another_process(
         "    process = context.Process(target=child, args=(queue, done)); process.start()\n"
         "    tensor = torch.arange(4).cuda(); queue.put(tensor); done.wait(60); process.join()\n"
     )
-    assert fresh_process(script).stdout == "[0, 1, 2, 3]\n"
+    assert own_process(script).stdout == "[0, 1, 2, 3]\n"

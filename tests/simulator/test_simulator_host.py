@@ -107,18 +107,18 @@ def test_device_pointer_of_other_memory_or_with_flags_is_refused(mapping: int) -
     ["h100", "h200", "gh200", "gh200-driver-managed", "gh200-egm", "gb200", "gb10", "no-managed"],
 )
 def test_devices_use_registered_memory_at_the_cpus_address(
-    fresh_process: Callable[..., Completed], machine: str
+    own_process: Callable[..., Completed], machine: str
 ) -> None:
-    done = fresh_process(
+    done = own_process(
         "from tests.simulator import cuda; print(cuda.device_attribute(91))", machine=machine
     )
     assert done.stdout == "1\n"
 
 
 def test_machine_may_have_another_address_for_registered_memory(
-    fresh_process: Callable[..., Completed],
+    own_process: Callable[..., Completed],
 ) -> None:
-    done = fresh_process(
+    done = own_process(
         """
         import ctypes, mmap
         from tests.simulator import cuda

@@ -121,9 +121,9 @@ def test_more_than_the_machine_has_is_refused(simulator: Simulator) -> None:
 
 
 def test_device_without_concurrent_access_refuses_advice_and_prefetch(
-    fresh_process: Callable[..., Completed],
+    own_process: Callable[..., Completed],
 ) -> None:
-    done = fresh_process(
+    done = own_process(
         """
         from tests.simulator import cuda
         address = cuda.malloc_managed(1 << 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.allocator.conftest import Background
 from tests.simulator import ScriptError, run_script
 
 EITHER_WAY = pytest.mark.parametrize("fresh", [False, True], ids=["forked", "fresh"])
@@ -20,17 +22,26 @@ def test_script_finds_what_a_new_process_finds(fresh: bool, tmp_path: Path) -> N
     script = """
         import os, sys
         import shown
-        print(__name__, sys.argv, os.environ["EGM_ALLOC_TEST"], shown.word, os.getcwd())
+        print(__name__, sys.argv, os.environ["EGM_SIM_OF_A_TEST"], shown.word, os.getcwd())
         print("egm_alloc" in sys.modules, "tests" in sys.modules, sys.stdin.read() == "")
+        try:
+            def annotated(argument: unknown): ...
+        except NameError:
+            print("annotations are evaluated")
         import torch
         print(torch.cuda.is_initialized(), torch.cuda.device_count())
+        import egm_alloc
+        torch.cuda.init()
+        print(round(egm_alloc.stats().host_available_bytes / (1 << 30), 1))  # nine tenths
     """
-    env = {"EGM_ALLOC_TEST": "word"}
+    env = {"EGM_SIM_OF_A_TEST": "word", "EGM_SIM_HOST_GIB": "64"}
     ran = run_script(script, "a", "b", devices=3, env=env, path=tmp_path, fresh=fresh)
     assert ran.stdout.splitlines() == [
         f"__main__ ['-c', 'a', 'b'] word shown {os.getcwd()}",
         "False False True",
+        "annotations are evaluated",
         "False 3",
+        "57.6",
     ]
     assert ran.stderr == ""
 
@@ -75,13 +86,37 @@ def test_script_that_hangs_is_ended() -> None:
     assert run_script("print('next')").stdout == "next\n"
 
 
-def test_what_torch_may_have_read_gets_a_new_process() -> None:
-    script = "import sys; print('torch' in sys.modules)"
-    assert run_script(script).stdout == "True\n"
-    assert run_script(script, env={"EGM_ALLOC_TEST": "1"}).stdout == "True\n"
-    assert run_script(script, env={"PYTORCH_CUDA_ALLOC_CONF": ""}).stdout == "False\n"
-    assert run_script(script, env={"OMP_NUM_THREADS": "1"}).stdout == "False\n"
-    assert run_script(script, fresh=True).stdout == "False\n"
+def test_what_torch_may_have_read_gets_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import os, sys; print('torch' in sys.modules, os.environ.get('TORCH_OF_A_TEST'))"
+    assert run_script(script).stdout == "True None\n"
+    assert run_script(script, env={"EGM_SIM_OF_A_TEST": "1"}).stdout == "True None\n"
+    assert run_script(script, env={"TORCH_OF_A_TEST": "1"}).stdout == "False 1\n"
+    assert run_script(script, fresh=True).stdout == "False None\n"
+    monkeypatch.setenv("TORCH_OF_A_TEST", "1")
+    assert run_script(script).stdout == "False 1\n"
+
+
+def test_server_that_ended_is_told_and_replaced() -> None:
+    script = "import os; print(os.getppid())"
+    os.kill(int(run_script(script).stdout), signal.SIGKILL)
+    with pytest.raises((RuntimeError, BrokenPipeError)):
+        run_script(script)
+    assert run_script(script).returncode == 0
+
+
+def test_scripts_of_several_threads_run_at_a_time(tmp_path: Path) -> None:
+    script = """
+        import pathlib, sys, time
+        mine, other = map(pathlib.Path, sys.argv[1:])
+        mine.touch()
+        while not other.exists():
+            time.sleep(0.01)
+    """
+    names = [str(tmp_path / name) for name in "ab"]
+    orders = (names, names[::-1])
+    threads = [Background(functools.partial(run_script, script, *order)) for order in orders]
+    for thread in threads:
+        thread.finish()
 
 
 def test_file_runs_as_a_program(tmp_path: Path) -> None:

@@ -122,9 +122,9 @@ def test_attention_forward_and_backward_run(dtype: torch.dtype) -> None:
     assert query.grad is not None
 
 
-def test_plain_device_memory_has_an_ipc_handle(fresh_process: Callable[..., Completed]) -> None:
+def test_plain_device_memory_has_an_ipc_handle(own_process: Callable[..., Completed]) -> None:
     # In a process of its own, because what is lent and never fetched stays.
-    done = fresh_process(
+    done = own_process(
         """
         import torch
         from torch.multiprocessing import reductions

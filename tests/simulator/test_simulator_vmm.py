@@ -63,9 +63,9 @@ def test_memory_nowhere_is_refused(location: str) -> None:
     ],
 )
 def test_host_node_has_the_carve_out_or_the_hosts_memory(
-    fresh_process: Callable[..., Completed], machine: str, env: dict[str, str], total_gib: int
+    own_process: Callable[..., Completed], machine: str, env: dict[str, str], total_gib: int
 ) -> None:
-    done = fresh_process(
+    done = own_process(
         "from tests.simulator import sim; print(sim.host_numa()['total'] >> 30)",
         machine=machine,
         env=env,
@@ -73,8 +73,8 @@ def test_host_node_has_the_carve_out_or_the_hosts_memory(
     assert done.stdout == f"{total_gib}\n"
 
 
-def test_each_socket_has_a_node_of_its_own(fresh_process: Callable[..., Completed]) -> None:
-    done = fresh_process(
+def test_each_socket_has_a_node_of_its_own(own_process: Callable[..., Completed]) -> None:
+    done = own_process(
         """
         from tests.simulator import cuda, sim, vmm
         print([cuda.device_attribute(134, device) for device in (0, 1)])
@@ -98,9 +98,9 @@ def test_each_socket_has_a_node_of_its_own(fresh_process: Callable[..., Complete
     [({}, "1 made"), ({"EGM_SIM_HOST_NUMA_VMM": "0"}, "0 cudaErrorNotSupported")],
 )
 def test_machine_may_lack_virtual_memory_on_host_nodes(
-    fresh_process: Callable[..., Completed], env: dict[str, str], outcome: str
+    own_process: Callable[..., Completed], env: dict[str, str], outcome: str
 ) -> None:
-    done = fresh_process(
+    done = own_process(
         """
         from tests.simulator import cuda, vmm
         vmm.release(vmm.create(2 << 20, "device:0"))
