@@ -176,37 +176,68 @@ def split_sweep(size_gib: int) -> None:
         torch.cuda.empty_cache()
 
 
-def stalls() -> None:
-    """Print the longest that a small allocation took while another thread brings memory up."""
-    for kind, size_gib in itertools.product(("pinned", "numa", "split"), (1, 8, 32)):
-        waits: list[float] = []
-        done = threading.Event()
+class SmallAllocations(threading.Thread):
+    """A thread that times small allocations, from torch's cache and, seldom, from the driver."""
 
-        def small(waits: list[float] = waits, done: threading.Event = done) -> None:
-            while not done.is_set():
+    def __init__(self) -> None:
+        super().__init__()
+        self.cached_s: list[float] = []
+        self.new_s: list[float] = []
+        self._done = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        """Allocate until it is to end."""
+        kept: list[torch.Tensor] = []
+        while not self._done.is_set():
+            for _ in range(50):
                 start = time.perf_counter()
                 torch.empty(3 * MIB, dtype=torch.uint8, device="cuda")
                 torch.empty(256, dtype=torch.uint8, device="cuda")
-                waits.append(time.perf_counter() - start)
+                self.cached_s.append(time.perf_counter() - start)
                 time.sleep(0.0005)
+            start = time.perf_counter()
+            kept.append(torch.empty(20 * MIB, dtype=torch.uint8, device="cuda"))
+            self.new_s.append(time.perf_counter() - start)
+            if len(kept) > 100:
+                kept.clear()
 
-        torch.empty(3 * MIB, dtype=torch.uint8, device="cuda")
-        thread = threading.Thread(target=small)
-        thread.start()
-        time.sleep(0.05)
-        before = max(waits)
-        waits.clear()
+    def forget(self) -> None:
+        """Begin anew."""
+        self.cached_s.clear()
+        self.new_s.clear()
+
+    def end(self) -> None:
+        """End it, and wait."""
+        self._done.set()
+        self.join()
+
+    def longest(self) -> str:
+        """Return the longest times, and how many allocations there were."""
+        cached, new = sorted(self.cached_s), sorted(self.new_s)
+        return (
+            f"cached {cached[-1] * 1e3:.2f} ms of {len(cached)} (99 % under "
+            f"{cached[len(cached) * 99 // 100] * 1e3:.2f}), new segments {new[-1] * 1e3:.2f} ms "
+            f"of {len(new)}"
+        )
+
+
+def stalls() -> None:
+    """Print how long small allocations took at most while another thread brings memory up."""
+    for kind, size_gib in itertools.product(("pinned", "numa", "split"), (1, 8, 32)):
+        small = SmallAllocations()
+        time.sleep(0.3)  # what it does first takes longer
+        small.forget()
+        time.sleep(1.5)
+        alone = small.longest()
+        small.forget()
         start = time.perf_counter()
         tensor = tensor_in(kind, size_gib * GIB)
         took = time.perf_counter() - start
-        done.set()
-        thread.join()
-        print(
-            f"{kind:6s} {size_gib:2d} GiB up in {took:6.2f} s; longest small allocation beside it "
-            f"{max(waits) * 1e3:7.2f} ms, median {sorted(waits)[len(waits) // 2] * 1e6:.0f} us "
-            f"(without: {before * 1e3:.2f} ms)",
-            flush=True,
-        )
+        time.sleep(0.05)  # at least one of each
+        small.end()
+        print(f"{kind:6s} {size_gib:2d} GiB up in {took:6.2f} s; longest beside it: ", end="")
+        print(f"{small.longest()}; alone: {alone}", flush=True)
         del tensor
         torch.cuda.empty_cache()
 
@@ -244,6 +275,9 @@ def pressure() -> None:
     egm_alloc.enable(threshold_gib=64)
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
+    if free < 12 * GIB:
+        print(f"pressure: needs 12 GiB of free HBM, and there are {free / GIB:.1f}")
+        return
     with egm_alloc.place("device"):
         ballast = torch.empty(free - 8 * GIB, dtype=torch.uint8, device="cuda")
     for kind in ("device", "managed", "managed kept on the host", "pinned", "numa", "split"):

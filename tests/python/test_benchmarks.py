@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import __main__ as benchmarks
 from benchmarks.__main__ import COMPARISONS, Measurements, compare, markdown
 from benchmarks.worker import ALLOCATIONS, SETUPS
 
@@ -72,6 +74,39 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"},
         check=False,
     )
+
+
+def test_rounds_start_every_process_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[str] = []
+
+    class Process:
+        def __init__(self, setup: str) -> None:
+            self.setup = setup
+            started.append(setup)
+
+        def batch(self, row: str) -> float:
+            return 1e-6 * len(started)  # the same for all of a round
+
+        def end(self) -> None:
+            pass
+
+    monkeypatch.setattr(benchmarks, "Process", Process)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a device")
+    file = tmp_path / "raw.json"
+    arguments = ["--rounds", "2", "--turns", "3", "--only", "alloc 4 KiB", "--json", str(file)]
+    monkeypatch.setattr("sys.argv", ["benchmarks", *arguments])
+    assert benchmarks.main() == 0
+    assert started == 2 * list(SETUPS)
+    (native,) = [m for m in json.loads(file.read_text()) if m["setup"] == "native"]
+    first = 1e-6 * len(SETUPS)
+    assert native["seconds"] == pytest.approx([first] * 3 + [2 * first] * 3)
+    assert "medians of 2 rounds of 3 turns" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--rounds", "0"])
+    with pytest.raises(SystemExit):
+        benchmarks.main()
 
 
 @pytest.mark.simulated
