@@ -118,7 +118,7 @@ class HbmFirstQueue:
         if in_use == self._extended_in_use:
             return
         now = time.monotonic()
-        if now - self._last_line < _LEAST_SECONDS_BETWEEN_LINES:
+        if in_use and now - self._last_line < _LEAST_SECONDS_BETWEEN_LINES:
             return  # said with the first change after that
         self._last_line = now
         self._extended_in_use = in_use

@@ -113,7 +113,7 @@ def _check_kv_cache(vllm_config: Any, settings: Settings) -> None:
         raise ValueError(
             f"{KV} is set together with a KV connector (kv_transfer_config or "
             "kv_offloading_size): connectors register the KV cache as memory of one device, "
-            f"which an extended one is not. Unset one of them; {WEIGHTS} works with connectors"
+            "which an extended one is not. Unset one of them"
         )
     if getattr(parallel, "enable_elastic_ep", False):
         raise ValueError(

@@ -10,7 +10,7 @@ import torch
 
 from egm_alloc import _C
 from egm_alloc.vllm import kv_cache
-from egm_alloc.vllm.settings import KV, Settings
+from egm_alloc.vllm.settings import BACKING, KV, Settings
 
 logger = logging.getLogger("vllm.egm_alloc")
 
@@ -32,6 +32,28 @@ def kv_maker(settings: Settings, device: int) -> kv_cache.Maker:
     if settings.backing == "numa" or (settings.backing == "auto" and maps_host_nodes):
         return kv_cache.make_split
     return kv_cache.make_managed
+
+
+def check_backing(settings: Settings, device: int) -> None:
+    """Refuse memory of a host NUMA node where the driver cannot map it.
+
+    Raises
+    ------
+    ValueError
+        Names the setting and what may be chosen.
+    """
+    if settings.backing == "numa" and not _C.device_traits(device)["host_numa_vmm"]:
+        raise ValueError(
+            f"{BACKING} is 'numa', and this driver cannot map memory of a host NUMA node: choose "
+            "'managed', 'auto' or, for weights alone, 'pinned'"
+        )
+
+
+def extends_kv(settings: Settings, device: int) -> bool:
+    """Return whether anything is added to the KV cache; with ``auto``, not over PCIe."""
+    if settings.kv_bytes == "auto":
+        return _C.choose_backing(device)[0] != "pinned"
+    return settings.kv_bytes > 0
 
 
 def _spare_bytes(settings: Settings) -> tuple[int, str]:

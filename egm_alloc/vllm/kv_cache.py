@@ -182,7 +182,8 @@ class Placement(TorchFunctionMode):
         size = args[0] if func is torch.zeros and len(args) == 1 else None
         if not isinstance(size, int) or kwargs.get("dtype") is not torch.int8:
             return func(*args, **kwargs)
-        device = torch.device(kwargs.get("device") or torch.get_default_device())
+        given = kwargs.get("device")
+        device = torch.device(torch.get_default_device() if given is None else given)
         if device.type != "cuda" or self._missing[size] == 0:
             return func(*args, **kwargs)
         self._missing[size] -= 1

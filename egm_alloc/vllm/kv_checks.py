@@ -78,6 +78,7 @@ def check_layout(
         for view in ([entry] if isinstance(entry, torch.Tensor) else entry)
         if view.numel() > 0
     )
+    seen = set()
     for view in flat:
         start = view.untyped_storage().data_ptr()
         if start not in heads:
@@ -85,6 +86,7 @@ def check_layout(
                 "egm_alloc: a layer's KV cache is in none of the tensors that the plugin placed: "
                 "set EGM_ALLOC_VLLM_KV_GIB=0"
             )
+        seen.add(start)
         if _end_of_blocks(view, boundary) - start > heads[start]:
             raise RuntimeError(
                 f"egm_alloc: this layout of the KV cache (shape {tuple(view.shape)}, strides "
@@ -93,6 +95,11 @@ def check_layout(
                 "0.29 VLLM_KV_CACHE_LAYOUT=BLHNC, before another attention backend), or set "
                 "EGM_ALLOC_VLLM_KV_GIB=0"
             )
+    if len(seen) < len(heads):
+        raise RuntimeError(
+            f"egm_alloc: the layers use {len(seen)} of the {len(heads)} KV tensors that the plugin "
+            "placed, so the layout of the others is not known: set EGM_ALLOC_VLLM_KV_GIB=0"
+        )
 
 
 def _end_of_blocks(view: torch.Tensor, boundary: Boundary) -> int:

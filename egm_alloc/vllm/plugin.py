@@ -15,6 +15,7 @@ from typing import Any
 
 from egm_alloc.vllm import contract, steps
 from egm_alloc.vllm.settings import from_environment
+from egm_alloc_vllm import is_configured
 
 logger = logging.getLogger("vllm.egm_alloc")
 
@@ -55,7 +56,8 @@ class Patch:
             # A function's first argument may be given by its name.
             first, *rest = arguments or [options.pop(next(iter(parameters)))]
             bound = functools.partial(method, first)
-            if getattr(first, "takes_steps_itself", False):
+            # Another engine of this process may do without the plugin.
+            if getattr(first, "takes_steps_itself", False) or not is_configured():
                 return bound(*rest, **options)
             return step(first, bound, *rest, **options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import textwrap
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ class Function:
     sha256: str
 
 
+@functools.lru_cache(maxsize=16)  # one module is asked for many functions, one after the other
+def _parsed(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
 def find(text: str, path: str) -> Function | None:
     """Return what a dotted path leads to in the text of a module.
 
@@ -48,7 +54,7 @@ def find(text: str, path: str) -> Function | None:
     SyntaxError
         If the text is not Python.
     """
-    node: ast.AST = ast.parse(text)
+    node: ast.AST = _parsed(text)
     for part in path.split("."):
         found = [n for n in _definitions(node) if n.name == part]
         if not found:

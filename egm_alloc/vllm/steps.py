@@ -21,7 +21,7 @@ from egm_alloc import _C
 from egm_alloc.vllm import host, kv_cache, kv_checks, report, weights
 from egm_alloc.vllm.block_queue import HbmFirstQueue
 from egm_alloc.vllm.checks import check, places_weights_itself
-from egm_alloc.vllm.settings import KV, Settings, from_environment
+from egm_alloc.vllm.settings import KV, WEIGHTS, Settings, from_environment
 
 logger = logging.getLogger("vllm.egm_alloc")
 
@@ -45,8 +45,8 @@ _placement_of_weights: ContextVar[weights.Placement | None] = ContextVar(
 )
 
 
-# Host memory that was begun for a KV cache while a worker set up this device, until it loads.
-_begun: dict[int, _C.HostStock] = {}
+# The worker that is setting up its device: what has the workers meet is a function without one.
+_setting_up: ContextVar[Any] = ContextVar("_setting_up", default=None)
 
 
 @dataclass
@@ -57,7 +57,6 @@ class _State:
     weights_backing: str
     kv_bytes: int = 0
     extended_weights_bytes: int = 0
-    stock: _C.HostStock | None = None
 
 
 def create_engine_config(args: Any, step: Step, *rest: Any, **options: Any) -> Any:
@@ -69,17 +68,12 @@ def create_engine_config(args: Any, step: Step, *rest: Any, **options: Any) -> A
 
 def init_device(worker: Any, step: Step, *rest: Any, **options: Any) -> Any:
     """Set up a worker's device; if that fails, give back what was begun meanwhile."""
+    token = _setting_up.set(worker)
     try:
-        return step(*rest, **options)
-    except BaseException:
-        _give_back_begun(torch.cuda.current_device())
-        raise
-
-
-def _give_back_begun(device: int) -> None:
-    stock = _begun.pop(device, None)
-    if stock is not None:
-        stock.close()
+        with _stock_only_if_it_goes_well(worker):
+            return step(*rest, **options)
+    finally:
+        _setting_up.reset(token)
 
 
 def join_workers(vllm_config: Any, step: Step, *rest: Any, **options: Any) -> Any:
@@ -88,20 +82,17 @@ def join_workers(vllm_config: Any, step: Step, *rest: Any, **options: Any) -> An
     The driver takes its time for host memory, one request after the other, so what can be begun
     before the model is loaded is waited for less in the end.
     """
-    settings = from_environment()
+    worker, settings = _setting_up.get(), from_environment()
     check(vllm_config, settings)
-    device = torch.cuda.current_device()
-    _give_back_begun(device)  # of a worker that was given up before it loaded
     size = settings.kv_bytes
-    if not isinstance(size, int) or size == 0:
+    if worker is None or not isinstance(size, int) or size == 0:
         return step(*rest, **options)
     # An engine that this process had before may not be collected yet, and its memory is cached.
     gc.collect()
     torch.cuda.empty_cache()
+    host.check_backing(settings, worker.device.index)
     spare = host.check_room(size, settings)
-    stock = _kv_stock(vllm_config, settings, device, size)
-    if stock is not None:
-        _begun[device] = stock
+    _begin_kv_stock(worker, settings, size)
     result = step(*rest, **options)
     if vllm_config.parallel_config.local_world_size > 1:
         host.check_room_of_all(size, spare)
@@ -110,17 +101,12 @@ def join_workers(vllm_config: Any, step: Step, *rest: Any, **options: Any) -> An
 
 def load_model(worker: Any, step: Step, *rest: Any, **options: Any) -> Any:
     """Load the weights, into HBM up to the bound and into host memory beyond it."""
-    try:
+    with _stock_only_if_it_goes_well(worker):
         state = _state_of(worker)
-    except BaseException:
-        _give_back_begun(worker.device.index)
-        raise
-    if state.stock is None:
-        state.stock = _begun.pop(worker.device.index, None)
-    if state.stock is None and isinstance(state.settings.kv_bytes, int):
-        host.check_room(state.settings.kv_bytes, state.settings)
-        _begin_kv_stock(worker, state, state.settings.kv_bytes)
-    with _stock_only_if_it_goes_well(state):
+        size = state.settings.kv_bytes
+        if _stock_of(worker) is None and isinstance(size, int):
+            host.check_room(size, state.settings)
+            _begin_kv_stock(worker, state.settings, size)
         return _load_weights(worker, state, step, *rest, **options)
 
 
@@ -129,9 +115,11 @@ def _load_weights(worker: Any, state: _State, step: Step, *rest: Any, **options:
     if bound is None or (bound == "auto" and places_weights_itself(worker.vllm_config)):
         return step(*rest, **options)
     if bound == "auto":
-        bound = weights.default_hbm_bytes(
-            worker.vllm_config, worker.requested_memory, state.settings.kv_bytes != 0
-        )
+        room = worker.requested_memory
+        if worker.cache_config.kv_cache_memory_bytes:  # with it, vLLM heeds no other limit
+            room, _ = torch.cuda.mem_get_info(worker.device)
+        extends_kv = host.extends_kv(state.settings, worker.device.index)
+        bound = weights.default_hbm_bytes(worker.vllm_config, room, extends_kv)
     before = weights.extended_bytes(worker.device.index)
     placement = weights.Placement(bound, state.weights_backing, worker.device.index)
     with contextlib.ExitStack() as stack:
@@ -141,6 +129,12 @@ def _load_weights(worker: Any, state: _State, step: Step, *rest: Any, **options:
             token = _placement_of_weights.set(placement)
             stack.callback(_placement_of_weights.reset, token)
         result = step(*rest, **options)
+    if not placement.was_entered:
+        logger.warning(
+            "egm_alloc: the loader of these weights does all by itself (no load_model of "
+            "BaseModelLoader's), so all of them are in HBM and %s does nothing",
+            WEIGHTS,
+        )
     state.extended_weights_bytes += weights.extended_bytes(worker.device.index) - before
     return result
 
@@ -155,13 +149,13 @@ def determine_available_memory(worker: Any, step: Step, *rest: Any, **options: A
     """Add the extended memory to what vLLM found for the KV cache in HBM."""
     state = _state_of(worker)
     state.kv_bytes = host.kv_bytes(worker, state.settings)  # all workers meet in it
-    _begin_kv_stock(worker, state, state.kv_bytes)
-    with _stock_only_if_it_goes_well(state):
+    _begin_kv_stock(worker, state.settings, state.kv_bytes)
+    with _stock_only_if_it_goes_well(worker):
         in_hbm = int(step(*rest, **options))
     if not worker.cache_config.kv_cache_memory_bytes:
         in_hbm -= kv_cache.idle_bytes(worker.device.index)
     if in_hbm <= 0:  # not even the activations fit: vLLM's own error follows
-        _drop_stock(state)
+        _drop_stock(worker)
         return in_hbm
     return in_hbm + state.kv_bytes
 
@@ -172,7 +166,7 @@ def initialize_from_config(
     """Allocate the KV cache, its first blocks in HBM, and say what it costs."""
     state = _state_of(worker)
     boundary = kv_cache.find_boundary(kv_cache_config, state.kv_bytes)
-    stock, state.stock = state.stock, None
+    stock = _take_stock(worker)
     placement, speed = None, None
 
     def fill(tensors: Sequence[torch.Tensor]) -> None:
@@ -197,32 +191,39 @@ def initialize_from_config(
         logger.exception("egm_alloc: what this start costs could not be found out")
 
 
-def _begin_kv_stock(worker: Any, state: _State, size: int) -> None:
+def _begin_kv_stock(worker: Any, settings: Settings, size: int) -> None:
     """Have host memory for the KV cache brought up while the model is loaded and profiled."""
-    if state.stock is None:
-        state.stock = _kv_stock(worker.vllm_config, state.settings, worker.device.index, size)
+    device, config = worker.device.index, worker.vllm_config
+    if size == 0 or _stock_of(worker) is not None:
+        return
+    if host.kv_maker(settings, device) is not kv_cache.make_split:
+        return  # nothing is mapped
+    layers = config.model_config.get_num_layers(config.parallel_config)
+    worker.egm_alloc_stock = _C.HostStock(device, *kv_cache.stock_sizes(size, layers))
 
 
-def _kv_stock(vllm_config: Any, settings: Settings, device: int, size: int) -> _C.HostStock | None:
-    """Begin with host memory for a KV cache, if it needs some that is to be mapped."""
-    if size == 0 or host.kv_maker(settings, device) is not kv_cache.make_split:
-        return None
-    layers = vllm_config.model_config.get_num_layers(vllm_config.parallel_config)
-    return _C.HostStock(device, *kv_cache.stock_sizes(size, layers))
+def _stock_of(worker: Any) -> _C.HostStock | None:
+    stock: _C.HostStock | None = getattr(worker, "egm_alloc_stock", None)
+    return stock
 
 
-def _drop_stock(state: _State) -> None:
-    stock, state.stock = state.stock, None
+def _take_stock(worker: Any) -> _C.HostStock | None:
+    stock, worker.egm_alloc_stock = _stock_of(worker), None
+    return stock
+
+
+def _drop_stock(worker: Any) -> None:
+    stock = _take_stock(worker)
     if stock is not None:
         stock.close()
 
 
 @contextlib.contextmanager
-def _stock_only_if_it_goes_well(state: _State) -> Iterator[None]:
+def _stock_only_if_it_goes_well(worker: Any) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        _drop_stock(state)
+        _drop_stock(worker)
         raise
 
 
@@ -248,6 +249,11 @@ def initialize_scheduler(scheduler: Any, step: Step, *rest: Any, **options: Any)
     """Make a scheduler, and have it hand out the blocks in HBM first."""
     step(*rest, **options)
     boundary = getattr(scheduler.kv_cache_config, "egm_alloc_boundary", None)
+    if boundary is None:
+        logger.warning(
+            "egm_alloc: the scheduler was not told how many KV blocks are in HBM, and hands them "
+            "out in vLLM's order"
+        )
     if boundary is None or boundary.extended_blocks == 0:
         return
     pool = scheduler.kv_cache_manager.block_pool
@@ -261,6 +267,7 @@ def _state_of(worker: Any) -> _State:
         if _kv_cache_is_vllms and not getattr(worker, "takes_steps_itself", False):
             settings = replace(settings, kv_bytes=0)
         check(worker.vllm_config, settings)
+        host.check_backing(settings, worker.device.index)
         # Phases place tensors, sizes do not; and what HBM cannot hold is vLLM's to know.
         egm_alloc.enable(
             threshold_gib=_NEVER_GIB,

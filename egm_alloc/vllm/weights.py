@@ -56,6 +56,13 @@ class Placement(TorchFunctionMode):
         self._backing = backing
         self._device = device
         self._over = hbm_bytes == 0
+        self.was_entered = False
+
+    def __enter__(self) -> Placement:
+        """Begin to place tensors."""
+        self.was_entered = True
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
     @staticmethod
     def _in_hbm(device: int) -> int:
@@ -84,17 +91,40 @@ def _size_on_gpu(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> int | None:
     """Return the size in bytes of what a call will make on the GPU; None if it cannot be told."""
+    if kwargs.get("out") is not None:
+        return None
+    like = args[0] if args and isinstance(args[0], torch.Tensor) else None
     if func in _MOVES:
-        return int(args[0].nbytes) if isinstance(args[0], torch.Tensor) else None
+        moves = like is not None and like.device.type == "cpu"
+        to_gpu = func is torch.Tensor.cuda or _device_among(args[1:], kwargs) == "cuda"
+        return int(like.nbytes) if like is not None and moves and to_gpu else None
     if func not in _FACTORIES:
         return None
-    like = args[0].device if args and isinstance(args[0], torch.Tensor) else None
-    device = kwargs.get("device") or like or torch.get_default_device()
+    device = kwargs.get("device")
+    if device is None:
+        device = torch.get_default_device() if like is None else like.device
     if torch.device(device).type != "cuda":
         return None
     unpinned = {name: value for name, value in kwargs.items() if name != "pin_memory"}
-    made: torch.Tensor = func(*args, **{**unpinned, "device": "meta"})
+    try:
+        made: torch.Tensor = func(*args, **{**unpinned, "device": "meta"})
+    except Exception:  # the call itself will say what is wrong
+        return None
     return int(made.nbytes)
+
+
+def _device_among(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Return the type of the device that the arguments of ``Tensor.to`` name, if they name one."""
+    for given in (*args, kwargs.get("device"), kwargs.get("other")):
+        if isinstance(given, torch.Tensor):
+            return given.device.type
+        if isinstance(given, str):
+            return given.partition(":")[0]
+        if isinstance(given, torch.device):
+            return given.type
+        if isinstance(given, int) and not isinstance(given, bool):
+            return "cuda"
+    return None
 
 
 def extended_bytes(device: int) -> int:
@@ -110,21 +140,22 @@ def moved_by_vllm(vllm_config: Any) -> bool:
     return bool(getattr(uva, "cpu_offload_gb", 0) or getattr(prefetch, "offload_group_size", 0))
 
 
-def default_hbm_bytes(vllm_config: Any, requested: int, extended_kv: bool) -> int:
+def default_hbm_bytes(vllm_config: Any, room: int, extended_kv: bool) -> int:
     """Return the HBM that weights may take if nobody says: what vLLM may use, less what it needs.
 
-    Left out are estimates of the activations and logits of one full step and, without an extended
-    KV cache, of the KV cache of one sequence of the greatest length, or of an eighth of all if
-    that is less. A model that leaves this much free is not touched.
+    Left out are estimates of the activations and logits of one full step, and room for the KV
+    cache: kv_cache_memory_bytes if that is set, else one sequence of the greatest length, or an
+    eighth of all if that is less; a thirty-second beside an extended KV cache. A model that leaves
+    this much free is not touched.
 
     Parameters
     ----------
     vllm_config : VllmConfig
         vLLM's.
-    requested : int
+    room : int
         The bytes of HBM that vLLM may use (gpu_memory_utilization).
     extended_kv : bool
-        Whether the KV cache may be on the host too.
+        Whether the KV cache is on the host too.
 
     Returns
     -------
@@ -136,11 +167,13 @@ def default_hbm_bytes(vllm_config: Any, requested: int, extended_kv: bool) -> in
     # A layer's inputs, outputs and its wider inner ones, twice; and a step's logits in 32 bits.
     activations = tokens * model.get_hidden_size() * 16 * 2
     logits = scheduler.max_num_seqs * model.get_vocab_size() * 4 * 2
-    sequence = 0
-    # vLLM fits a length of -1 to the KV cache that it finds.
-    if not extended_kv and getattr(model, "original_max_model_len", None) != -1:
-        sequence = min(kv_bytes_per_token(vllm_config) * model.max_model_len, requested // 8)
-    return max(0, int(requested - activations - logits - sequence))
+    kv = vllm_config.cache_config.kv_cache_memory_bytes
+    if not kv:
+        kv = room // (32 if extended_kv else 8)
+        # vLLM fits a length of -1 to the KV cache that it finds.
+        if getattr(model, "original_max_model_len", None) != -1:
+            kv = min(kv, kv_bytes_per_token(vllm_config) * model.max_model_len)
+    return max(0, int(room - activations - logits - kv))
 
 
 def kv_bytes_per_token(vllm_config: Any) -> int:

@@ -138,6 +138,7 @@ class Worker:
         self.requested_memory = 4 * GIB
         self.in_hbm = GIB
         self.egm_alloc_state: Any = None
+        self.egm_alloc_stock: Any = None
 
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
         """Load the model."""

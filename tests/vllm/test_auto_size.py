@@ -32,6 +32,17 @@ def test_half_of_what_the_host_can_spare_is_divided_among_its_gpus() -> None:
 
 
 @pytest.mark.simulated
+def test_whether_auto_adds_anything_is_known_before_loading() -> None:
+    script = """
+from egm_alloc.vllm import host
+from egm_alloc.vllm.settings import Settings
+print(host.extends_kv(Settings(kv_bytes="auto"), 0))
+"""
+    assert run_script(script, machine="gh200").stdout == "True\n"
+    assert run_script(script, machine="h200").stdout == "False\n"
+
+
+@pytest.mark.simulated
 def test_carve_out_is_what_mapped_memory_has() -> None:
     said = run_script(SCRIPT, machine="gh200-egm").stdout.split()
     assert said[0] == "200.0"  # half of the 400 GiB of the carve-out

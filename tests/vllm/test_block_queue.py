@@ -161,7 +161,7 @@ def test_change_between_the_tiers_is_one_line_each(
         assert caplog.messages == []
         far = queue.popleft_n(2)
         queue.append_n(near)
-        clock[0] += 60
+        clock[0] += 1
         queue.append(far[0])
         assert len(caplog.messages) == 1
         queue.prepend_n([far[1]])
@@ -180,7 +180,7 @@ def test_blocks_that_come_and_go_do_not_flood_the_log(
         for _ in range(1000):
             queue.append(queue.popleft())
             clock[0] += 0.01
-    assert len(caplog.messages) <= 3
+    assert len(caplog.messages) <= 4
 
 
 def test_extended_block_that_was_taken_before_is_not_in_use(

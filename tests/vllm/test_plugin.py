@@ -166,6 +166,9 @@ caches = core.worker.model_runner.kv_caches
 print(*sorted({egm_alloc.info(cache).backing or "-" for cache in caches}))
 """
 
+# After it, nothing asks for the plugin.
+FORGET = "for name in [n for n in os.environ if n.startswith('EGM_ALLOC_')]: del os.environ[name]"
+
 # As in the front end, with the engine core in the same process.
 CONFIGURE = "from vllm.engine.arg_utils import EngineArgs; EngineArgs().create_engine_config()"
 RUN = START + CONFIGURE + SERVE
@@ -286,7 +289,7 @@ worker.init_device()
 ahead = (128 - 16 * 2) * MIB  # but for a piece of each layer
 wait_for(lambda: sim.host_numa()["taken"] == before + ahead)
 worker.load_model()
-assert worker.egm_alloc_state.stock.held_bytes == ahead
+assert worker.egm_alloc_stock.held_bytes == ahead
 print(sim.host_numa()["taken"] == before + ahead)
 """
     done = run_worker(vllm, script)
@@ -311,11 +314,68 @@ for _ in range(2):
     worker.init_device()
 worker.load_model()
 wait_for(lambda: sim.host_numa()["taken"] == before + 96 * MIB)
-print(worker.egm_alloc_state.stock.held_bytes // MIB)
+print(worker.egm_alloc_stock.held_bytes // MIB)
 """
     done = run_worker(vllm, script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["less HBM is free than is asked for", "96"]
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize("weights_hbm_gib", ["auto", "none"])
+def test_host_memory_is_taken_once_with_and_without_a_bound_on_weights(
+    vllm: Path, weights_hbm_gib: str
+) -> None:
+    script = """
+worker = Worker(vllm_config())
+worker.init_device()
+worker.load_model()
+worker.determine_available_memory()
+wait_for(lambda: sim.host_numa()["taken"] >= before + 96 * MIB)
+print((sim.host_numa()["taken"] - before) // MIB, worker.egm_alloc_stock.held_bytes // MIB)
+"""
+    done = run_worker(vllm, script, EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB=weights_hbm_gib)
+    assert (done.returncode, done.stdout) == (0, "96 96\n"), done.stderr
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize("off", ["os.environ['EGM_ALLOC_VLLM'] = '0'", FORGET])
+def test_engine_that_is_not_configured_is_vllms_after_one_that_was(vllm: Path, off: str) -> None:
+    script = f"""
+import os
+{SERVE}
+del core, caches, queue
+{off}
+{SERVE}
+"""
+    done = run_worker(vllm, script, EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB="0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["HbmFirstQueue", "128", "split", "Queue", "64", "-"]
+
+
+@pytest.mark.simulated
+def test_scheduler_that_knows_no_boundary_says_so(vllm: Path) -> None:
+    script = """
+from types import SimpleNamespace
+from vllm.v1.core.sched.scheduler import Scheduler
+Scheduler(SimpleNamespace(num_blocks=4))
+"""
+    done = run_worker(vllm, script)
+    assert done.returncode == 0, done.stderr
+    assert "hands them out in vLLM's order" in done.stderr
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize("step", ["init_device", "load_model"])
+def test_host_nodes_that_the_driver_cannot_map_are_refused_by_the_settings_name(
+    vllm: Path, step: str
+) -> None:
+    script = f"Worker(vllm_config()).{step}()"
+    size = "1" if step == "init_device" else "0"
+    variables = {"EGM_ALLOC_VLLM_BACKING": "numa", "EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB": "0"}
+    done = run_worker(vllm, script, size, EGM_SIM_HOST_NUMA_VMM="0", **variables)
+    assert done.returncode == 1
+    assert "ValueError: EGM_ALLOC_VLLM_BACKING is 'numa'" in done.stderr
 
 
 @pytest.mark.simulated
@@ -363,8 +423,12 @@ assert sim.host_numa()["taken"] == before
 @pytest.mark.simulated
 def test_replaced_function_takes_its_arguments_by_name(vllm: Path) -> None:
     script = """
+from functools import partial
+from egm_alloc.vllm import steps
 from vllm.v1.worker import gpu_worker
-gpu_worker.init_worker_distributed_environment(rank=0, vllm_config=vllm_config())
+worker = Worker(vllm_config())
+join = gpu_worker.init_worker_distributed_environment
+steps.init_device(worker, partial(join, rank=0, vllm_config=vllm_config()))
 wait_for(lambda: sim.host_numa()["taken"] > before)
 print("begun")
 """
@@ -423,7 +487,7 @@ def test_part_whose_source_lacks_something_is_off_and_the_others_are_on(vllm: Pa
         RUN
         + """
 state = core.worker.egm_alloc_state
-print(state.settings.kv_bytes, state.stock)
+print(state.settings.kv_bytes, getattr(core.worker, 'egm_alloc_stock', None))
 """
     )
     done = run(vllm, script, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)

@@ -64,6 +64,65 @@ def test_tensor_computed_from_others_goes_where_the_last_one_went() -> None:
     assert tiers == ["device", "device", "extended", "extended"]
 
 
+def test_device_may_be_given_by_its_number() -> None:
+    with Placement(8 * MIB, "pinned", 0):
+        tensors = [FACTORIES[0](device=0) for _ in range(2)]
+    assert [egm_alloc.info(tensor).tier for tensor in tensors] == ["device", "extended"]
+
+
+def test_only_moves_from_the_cpu_to_the_gpu_count() -> None:
+    on_cpu = torch.ones(16 * MIB, dtype=torch.uint8)
+    with Placement(24 * MIB, "pinned", 0):
+        first = on_cpu.to("cuda")
+        on_cpu.to(torch.int16)
+        on_cpu.to("cpu", torch.int16)
+        within = first[: 8 * MIB].clone()
+        second = on_cpu.cuda()
+        third = on_cpu[: 8 * MIB].to(second)
+    tiers = [egm_alloc.info(tensor).tier for tensor in (first, within, second, third)]
+    assert tiers == ["device", "device", "extended", "extended"]
+
+
+def test_result_that_is_given_stays_where_it_is() -> None:
+    given = torch.empty(0, dtype=torch.uint8, device="cuda")
+    with Placement(8 * MIB, "pinned", 0):
+        torch.zeros(4 * MIB, out=given)
+        with pytest.raises(TypeError):
+            torch.empty("nonsense", device="cuda")  # type: ignore[arg-type]
+    assert given.numel() == 4 * MIB
+    assert egm_alloc.info(given).tier == "device"
+
+
+def test_loader_that_does_all_by_itself_is_said_to(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB", "0")
+    worker = Worker(runner=Runner(torch.device("cuda:0"), weight_bytes=8 * MIB, layers=1))
+    steps.load_model(worker, worker.load_model)
+    assert caplog.text == ""
+    worker.takes_steps_itself = False  # and no BaseModelLoader takes part
+    steps.load_model(worker, worker.load_model)
+    assert "EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB does nothing" in caplog.text
+
+
+@pytest.mark.parametrize("kv_gib", [2, None])
+def test_default_bound_heeds_a_given_size_of_the_kv_cache(
+    monkeypatch: pytest.MonkeyPatch, kv_gib: int | None
+) -> None:
+    rooms: list[int] = []
+
+    def bound(config: object, room: int, extends_kv: bool) -> int:
+        assert not extends_kv
+        rooms.append(room)
+        return GIB
+
+    monkeypatch.setattr(weights, "default_hbm_bytes", bound)
+    worker = Worker(vllm_config(cache__kv_cache_memory_bytes=kv_gib and kv_gib * GIB))
+    free, _ = torch.cuda.mem_get_info()
+    steps.load_model(worker, worker.load_model)
+    assert rooms == [free if kv_gib else worker.requested_memory]
+
+
 def test_model_beyond_the_bound_is_loaded_and_one_within_it_is_untouched(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -164,14 +223,17 @@ def test_default_bound_leaves_room_for_activations_and_a_sequence() -> None:
     config = vllm_config()
     per_token = 16 * 2 * 4 * 128 * 2
     assert kv_bytes_per_token(config) == per_token
-    whole = default_hbm_bytes(config, 80 * GIB, extended_kv=True)
-    less = default_hbm_bytes(config, 80 * GIB, extended_kv=False)
-    assert whole - less == 4096 * per_token
+    bound = default_hbm_bytes(config, 80 * GIB, extended_kv=False)
+    whole = bound + 4096 * per_token
     assert 79 * GIB < whole < 80 * GIB
+    assert default_hbm_bytes(config, 80 * GIB, extended_kv=True) == bound
     assert default_hbm_bytes(config, MIB, extended_kv=False) == 0
     config.model_config.max_model_len = 1 << 30  # more than HBM anyway
     assert default_hbm_bytes(config, 80 * GIB, extended_kv=False) == whole - 10 * GIB
-    config.model_config.original_max_model_len = -1  # vLLM makes it fit
-    assert default_hbm_bytes(config, 80 * GIB, extended_kv=False) == whole
+    assert default_hbm_bytes(config, 80 * GIB, extended_kv=True) == whole - 80 * GIB // 32
+    config.model_config.original_max_model_len = -1  # vLLM makes it fit: what is left then
+    assert default_hbm_bytes(config, 80 * GIB, extended_kv=False) == whole - 10 * GIB
+    config.cache_config.kv_cache_memory_bytes = 20 * GIB
+    assert default_hbm_bytes(config, 80 * GIB, extended_kv=False) == whole - 20 * GIB
     config.cache_config.cache_dtype = "fp8_e5m2"
     assert kv_bytes_per_token(config) == per_token // 2
