@@ -22,7 +22,7 @@ from {kind} import Worker
 worker = Worker(vllm_config())
 worker.init_device()
 ahead = (128 - 16 * 2) * MIB  # but for a piece of each layer
-wait_for(lambda: sim.host_numa()["taken"] == before + ahead)
+wait_for(lambda: worker.egm_alloc_stock.held_bytes == ahead)
 worker.load_model()
 assert worker.egm_alloc_stock.held_bytes == ahead
 print(sim.host_numa()["taken"] == before + ahead)
@@ -47,8 +47,8 @@ for _ in range(2):
     worker = Worker(vllm_config())
     worker.init_device()
 worker.load_model()
-wait_for(lambda: sim.host_numa()["taken"] == before + 96 * MIB)
-print(worker.egm_alloc_stock.held_bytes // MIB)
+wait_for(lambda: worker.egm_alloc_stock.held_bytes == 96 * MIB)
+print((sim.host_numa()["taken"] - before) // MIB)
 """
     done = run_worker(vllm, script)
     assert done.returncode == 0, done.stderr
@@ -64,7 +64,7 @@ worker = Worker(vllm_config())
 worker.init_device()
 worker.load_model()
 worker.determine_available_memory()
-wait_for(lambda: sim.host_numa()["taken"] >= before + 96 * MIB)
+wait_for(lambda: worker.egm_alloc_stock.held_bytes == 96 * MIB)
 print((sim.host_numa()["taken"] - before) // MIB, worker.egm_alloc_stock.held_bytes // MIB)
 """
     done = run_worker(vllm, script, EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB=weights_hbm_gib)
