@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
 from egm_alloc import _C
 from egm_alloc.vllm.settings import BACKING, KV, WEIGHTS, Settings
 from egm_alloc.vllm.weights import moved_by_vllm
+
+logger = logging.getLogger("vllm.egm_alloc")
 
 _GIB = 1 << 30
 
@@ -43,9 +46,13 @@ def check(vllm_config: Any, settings: Settings) -> None:
             "size of the KV cache from an earlier start, where another part of the weights may "
             "have been in HBM. Unset one of them"
         )
+    hidden = _hidden_by_ray(vllm_config.parallel_config)
     if not (wants_kv or wants_weights):
+        if hidden is not None:
+            logger.warning("egm_alloc: the plugin is off in the workers: %s", hidden)
         return
-    _check_ray(vllm_config.parallel_config)
+    if hidden is not None:
+        raise ValueError(hidden)
     if _has_own_pool(vllm_config):
         name = KV if wants_kv else WEIGHTS
         raise ValueError(
@@ -79,14 +86,16 @@ def _has_own_pool(vllm_config: Any) -> bool:
     )
 
 
-def _check_ray(parallel: Any) -> None:
+def _hidden_by_ray(parallel: Any) -> str | None:
+    """Return why the workers do not see the settings, and what to do; None if they see them."""
     name = "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY"
     copied = os.environ.get(name, "").split(",")
-    if parallel.distributed_executor_backend == "ray" and "EGM_ALLOC_" not in copied:
-        raise ValueError(
-            "the executor is Ray, whose workers do not get EGM_ALLOC_ variables: set "
-            f"{name}=EGM_ALLOC_, or use distributed_executor_backend='mp'"
-        )
+    if parallel.distributed_executor_backend != "ray" or "EGM_ALLOC_" in copied:
+        return None
+    return (
+        "the executor is Ray, whose workers do not get EGM_ALLOC_ variables: set "
+        f"{name}=EGM_ALLOC_, or use distributed_executor_backend='mp'"
+    )
 
 
 def _check_kv_cache(vllm_config: Any, settings: Settings) -> None:

@@ -116,6 +116,15 @@ def test_size_of_the_kv_cache_from_an_earlier_start_is_refused(
     check(vllm_config(), Settings(weights_hbm_bytes=GIB))
 
 
+def test_defaults_that_ray_hides_from_the_workers_are_said_to_be_off(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    check(vllm_config(), Settings())
+    assert caplog.text == ""
+    check(vllm_config(parallel__distributed_executor_backend="ray"), Settings())
+    assert "the plugin is off in the workers: the executor is Ray" in caplog.text
+
+
 def test_ray_that_copies_the_settings_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY", "MY_,EGM_ALLOC_")
     check(vllm_config(parallel__distributed_executor_backend="ray"), Settings(kv_bytes=GIB))

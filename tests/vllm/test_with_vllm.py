@@ -35,6 +35,13 @@ def ids(blocks: list[Any]) -> list[int]:
     return [block.block_id for block in blocks]
 
 
+def test_queue_has_every_method_of_vllms() -> None:
+    from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
+
+    public = {name for name in vars(FreeKVCacheBlockQueue) if not name.startswith("_")}
+    assert public <= set(dir(HbmFirstQueue))
+
+
 def test_blocks_in_hbm_are_handed_out_while_any_is_free(pool: Any) -> None:
     first = pool.get_new_blocks(3)
     assert ids(first) == [1, 2, 3]  # 0 is the null block
