@@ -34,10 +34,11 @@ class ForkServer:
     """
 
     def __init__(self, variables: Mapping[str, str]) -> None:
+        self.variables = dict(variables)
         # As source: by its name it would import the package, which asks what machine this is.
         self.process = subprocess.Popen(
             [sys.executable, "-c", Path(__file__).read_text()],
-            env=dict(variables),
+            env=self.variables,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -28,7 +28,6 @@ def _of_torch(variables: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in variables.items() if not name.startswith(ours)}
 
 
-_AT_FIRST = _of_torch(os.environ)
 # Those that run no script now; several are there only if several scripts ran at a time.
 _idle_servers: list[ForkServer] = []
 
@@ -104,7 +103,7 @@ def run_script(
 
     Source code runs in the fork of a process that has imported torch (fork_server.py), unless its
     environment differs from this process's in more than variables of egm_alloc and the simulator,
-    which torch may have read in its import.
+    which torch may read in its import.
 
     Parameters
     ----------
@@ -144,7 +143,7 @@ def run_script(
         source, fresh = [str(script)], True
     else:
         source = ["-c", textwrap.dedent(script)]
-    if fresh or _of_torch(env or {}) or _of_torch(os.environ) != _AT_FIRST:
+    if fresh or _of_torch(env or {}):
         result = subprocess.run(
             [sys.executable, *source, *arguments],
             check=False,
@@ -163,14 +162,24 @@ def run_script(
     return Completed(result.returncode, result.stdout, result.stderr)
 
 
+def _take_server() -> ForkServer:
+    """A server that has imported torch in the environment of this process as it is now."""
+    now = environment()
+    while True:
+        try:
+            server = _idle_servers.pop()
+        except IndexError:
+            return ForkServer(now)
+        if _of_torch(server.variables) == _of_torch(now):
+            return server
+        server.end()
+
+
 def _run_forked(
     source: str, arguments: list[str], variables: Mapping[str, str], timeout: float
 ) -> subprocess.CompletedProcess[str]:
     """Run a script in the fork of a server, which is kept unless it may still be at work."""
-    try:
-        server = _idle_servers.pop()
-    except IndexError:
-        server = ForkServer(environment())
+    server = _take_server()
     try:
         result = server.run(source, arguments, variables, timeout)
     except subprocess.TimeoutExpired:
