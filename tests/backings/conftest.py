@@ -29,10 +29,6 @@ SIZES = (1, 2, 511, 512, 513, 4095, MIB - 1, MIB, MIB + 1, 5 * MIB + 3, 20 * MIB
 LEAST_SPLIT = 10 * MIB
 
 
-# Calls that take memory away without waiting for kernels, as cudaFree does.
-UNMAPPING = ("cudaHostUnregister", "cuMemUnmap")
-
-
 def has_host_numa() -> bool:
     """Whether the driver maps memory of a host NUMA node, asked from the driver."""
     host_numa_vmm = 141  # CU_DEVICE_ATTRIBUTE_HOST_NUMA_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED

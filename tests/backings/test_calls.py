@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from tests.allocator.conftest import MIB, Background, block
-from tests.backings.conftest import UNMAPPING, counters, held_by_device, make, pattern
+from tests.backings.conftest import counters, held_by_device, make, pattern
 from tests.simulator import cuda, run_script, sim, vmm
 
 pytestmark = [pytest.mark.simulated, pytest.mark.usefixtures("initialised")]
+
+# Calls that take memory away and, unlike cudaFree, do not wait for kernels.
+UNMAPPING = ("cudaHostUnregister", "cuMemUnmap")
 
 
 def test_memset_reaches_the_first_and_last_byte(backing: str) -> None:
