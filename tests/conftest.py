@@ -18,12 +18,9 @@ import egm_alloc
 from egm_alloc import control
 from tests.simulator import sim
 
-# What the imports made stays. Otherwise each collection below walks all of torch, for 0.2 s.
-gc.freeze()
-
 
 def pytest_collection_finish() -> None:
-    """Keep the tests themselves, too, out of each collection."""
+    """Keep what is there by now out of each collection below, which walks all of torch else."""
     gc.collect()
     gc.freeze()
 

@@ -133,8 +133,8 @@ def kv_bytes(worker: Any, settings: Settings) -> int:
     """
     if settings.kv_bytes != "auto":
         return settings.kv_bytes
-    suits, reason = _C.choose_backing(worker.device.index)
-    if suits == "pinned":
+    if not extends_kv(settings, worker.device.index):
+        _, reason = _C.choose_backing(worker.device.index)
         logger.info(
             "egm_alloc: %s=auto adds nothing to the KV cache: %s, and waiting for blocks in HBM is "
             "faster than that. Give a number of GiB to have them all the same.",

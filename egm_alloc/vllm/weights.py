@@ -95,9 +95,10 @@ def _size_on_gpu(
         return None
     like = args[0] if args and isinstance(args[0], torch.Tensor) else None
     if func in _MOVES:
-        moves = like is not None and like.device.type == "cpu"
+        if like is None or like.device.type != "cpu":
+            return None
         to_gpu = func is torch.Tensor.cuda or _device_among(args[1:], kwargs) == "cuda"
-        return int(like.nbytes) if like is not None and moves and to_gpu else None
+        return int(like.nbytes) if to_gpu else None
     if func not in _FACTORIES:
         return None
     device = kwargs.get("device")

@@ -49,11 +49,17 @@ def backing(request: pytest.FixtureRequest) -> str:
     return name
 
 
+def skip_beyond_budget(nbytes: int) -> None:
+    """Skip a test whose managed memory would be more than half of what a real GPU has free."""
+    free, _ = torch.cuda.mem_get_info()
+    if nbytes > free // 2:
+        pytest.skip(f"needs {nbytes / GIB:.1f} GiB in half of the free {free / GIB:.1f} GiB")
+
+
 def skip_what_the_gpu_lacks(backing: str) -> None:
     """Skip a test of a backing that a real GPU cannot have, or not without danger."""
-    free, _ = torch.cuda.mem_get_info()
-    if backing == "managed" and free // 2 < GIB:
-        pytest.skip("needs 1 GiB of managed memory in half of what the GPU has free")
+    if backing == "managed":
+        skip_beyond_budget(GIB)
     if backing in ("numa", "split") and not has_host_numa():
         pytest.skip("this driver cannot map memory of a host NUMA node")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import egm_alloc
-from tests.backings.conftest import backing
+from tests.backings.conftest import backing, skip_beyond_budget
 
 __all__ = ["backing"]
 
@@ -22,13 +22,7 @@ GIB = 1 << 30
 @pytest.fixture
 def budget() -> Callable[[int], None]:
     """Skip a test whose managed memory would be more than half of what the card has free."""
-
-    def check(nbytes: int) -> None:
-        free, _ = torch.cuda.mem_get_info()
-        if nbytes > free // 2:
-            pytest.skip(f"needs {nbytes / GIB:.1f} GiB in half of the free {free / GIB:.1f} GiB")
-
-    return check
+    return skip_beyond_budget
 
 
 @pytest.fixture(autouse=True)

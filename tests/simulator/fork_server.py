@@ -61,11 +61,11 @@ class ForkServer:
         subprocess.TimeoutExpired
             After ``timeout`` seconds; the script has been killed then.
         """
-        command = [sys.executable, "-c", source, *arguments]
         with tempfile.TemporaryDirectory() as folder:
             files = [Path(folder) / name for name in ("stdout", "stderr")]
             request = {
-                "arguments": command[1:],
+                "source": source,
+                "arguments": arguments,
                 "variables": dict(variables),
                 "folder": os.getcwd(),
                 "files": [str(file) for file in files],
@@ -79,6 +79,7 @@ class ForkServer:
                 raise RuntimeError(f"the fork server ended with {self.process.wait()}")
             returncode = json.loads(answer)
             stdout, stderr = (file.read_text() for file in files)
+        command = [sys.executable, "-c", source, *arguments]
         if returncode is None:
             raise subprocess.TimeoutExpired(command, timeout, stdout, stderr)
         return subprocess.CompletedProcess(command, returncode, stdout, stderr)
@@ -123,9 +124,9 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.update(request["variables"])
     after = os.environ.get("PYTHONPATH", "").split(":")
     sys.path[:] = ["", *after, *(path for path in sys.path[1:] if path not in before)]
-    sys.argv = ["-c", *request["arguments"][2:]]
+    sys.argv = ["-c", *request["arguments"]]
     main = sys.modules["__main__"] = ModuleType("__main__")
-    code = compile(request["arguments"][1], "<string>", "exec", dont_inherit=True)
+    code = compile(request["source"], "<string>", "exec", dont_inherit=True)
     exec(code, main.__dict__)
 
 

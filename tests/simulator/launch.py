@@ -139,13 +139,11 @@ def run_script(
     variables = environment(machine, devices, hbm_gib, env)
     paths = [str(path or ""), str(_REPOSITORY), variables.get("PYTHONPATH", "")]
     variables["PYTHONPATH"] = ":".join(filter(None, paths))
-    if isinstance(script, Path):
-        source, fresh = [str(script)], True
-    else:
-        source = ["-c", textwrap.dedent(script)]
-    if fresh or _of_torch(env or {}):
+    source = str(script) if isinstance(script, Path) else textwrap.dedent(script)
+    if fresh or isinstance(script, Path) or _of_torch(env or {}):
+        program = [source] if isinstance(script, Path) else ["-c", source]
         result = subprocess.run(
-            [sys.executable, *source, *arguments],
+            [sys.executable, *program, *arguments],
             check=False,
             env=variables,
             capture_output=True,
@@ -153,7 +151,7 @@ def run_script(
             timeout=timeout,
         )
     else:
-        result = _run_forked(source[1], list(arguments), variables, timeout)
+        result = _run_forked(source, list(arguments), variables, timeout)
     if check and result.returncode != 0:
         raise ScriptError(
             f"exit status {result.returncode}\n--- stdout\n{result.stdout}"
@@ -162,15 +160,14 @@ def run_script(
     return Completed(result.returncode, result.stdout, result.stderr)
 
 
-def _take_server() -> ForkServer:
-    """A server that has imported torch in the environment of this process as it is now."""
-    now = environment()
+def _take_server(variables: Mapping[str, str]) -> ForkServer:
+    """A server that has imported torch where it found what it finds among these variables."""
     while True:
         try:
             server = _idle_servers.pop()
         except IndexError:
-            return ForkServer(now)
-        if _of_torch(server.variables) == _of_torch(now):
+            return ForkServer(environment())
+        if _of_torch(server.variables) == _of_torch(variables):
             return server
         server.end()
 
@@ -179,7 +176,7 @@ def _run_forked(
     source: str, arguments: list[str], variables: Mapping[str, str], timeout: float
 ) -> subprocess.CompletedProcess[str]:
     """Run a script in the fork of a server, which is kept unless it may still be at work."""
-    server = _take_server()
+    server = _take_server(variables)
     try:
         result = server.run(source, arguments, variables, timeout)
     except subprocess.TimeoutExpired:
