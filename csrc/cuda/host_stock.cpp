@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -25,10 +24,6 @@ namespace {
 
 // So much is asked of the reserve at a time; arbitrary.
 constexpr Bytes kBatch = gib(1);
-// The driver's lock is not fair: while one thread asks for memory without a pause, others wait for
-// it far longer than one request takes. So there is a pause after so much; both are arbitrary.
-constexpr Bytes kBetweenPauses = mib(8);
-constexpr auto kPause = std::chrono::microseconds(50);
 
 thread_local HostStock* current = nullptr;
 
@@ -66,13 +61,10 @@ void HostStock::Shelf::put_batch(size_t count) {
   const Bytes size(count * piece.count());
   HostClaim claim(Request{size, device}, on_host_node(), &stopped);
   std::deque<Physical> fresh;
-  Bytes since_pause;
+  DriverPauses pauses;
   while (fresh.size() < count && !stopped) {
     fresh.emplace_back(piece, Site{device, false, host_node});
-    since_pause = since_pause + piece;
-    if (since_pause < kBetweenPauses) continue;
-    std::this_thread::sleep_for(kPause);
-    since_pause = Bytes(0);
+    pauses.after(piece);
   }
   std::unique_lock<std::mutex> lock(mutex);
   if (given_up || fresh.size() < count) return;

@@ -98,6 +98,7 @@ MappedRange::MappedRange(Bytes size, Bytes device_part, SplitLayout layout, Devi
 void MappedRange::map_all(HostStock* stock) {
   std::deque<Physical> physical;
   std::vector<CUmemGenericAllocationHandle> handles(chunks_.count());
+  DriverPauses pauses;
   // HBM first: it is the scarcer, and taking host memory takes long.
   for (size_t rank = 0; rank < chunks_.count(); ++rank) {
     const size_t chunk = chunks_.at_rank(rank);
@@ -107,6 +108,7 @@ void MappedRange::map_all(HostStock* stock) {
       physical.emplace_back(*stocked);
     } else {
       physical.emplace_back(chunks_.size(chunk), Site{device_, on_device, host_node_});
+      if (!on_device) pauses.after(chunks_.size(chunk));
     }
     handles[chunk] = physical.back().handle();
   }

@@ -4,7 +4,9 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <chrono>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "cuda/driver.h"
@@ -13,6 +15,10 @@
 
 namespace egm {
 namespace {
+
+// After so much of host memory there is a pause of so long; both are arbitrary.
+constexpr Bytes kBetweenPauses = mib(8);
+constexpr auto kPause = std::chrono::microseconds(50);
 
 CUmemAllocationProp properties(const Site& site) {
   CUmemAllocationProp result{};
@@ -53,6 +59,13 @@ int host_node_of(DeviceIndex device) {
 Bytes granularity_of(DeviceIndex device, std::optional<int> host_node) {
   const Bytes in_hbm = granularity_at({device, true});
   return host_node ? std::max(in_hbm, granularity_at({device, false, *host_node})) : in_hbm;
+}
+
+void DriverPauses::after(Bytes taken) {
+  since_last_ = since_last_ + taken;
+  if (since_last_ < kBetweenPauses) return;
+  std::this_thread::sleep_for(kPause);
+  since_last_ = Bytes(0);
 }
 
 Physical::Physical(Bytes size, const Site& site) {

@@ -25,6 +25,17 @@ int host_node_of(DeviceIndex device);
 // Throws CudaError.
 Bytes granularity_of(DeviceIndex device, std::optional<int> host_node);
 
+// The driver's lock is not fair: while one thread asks for host memory without a pause, others that
+// need the driver, and whoever waits for them, wait far longer than one request takes.
+class DriverPauses {
+ public:
+  // Called after each request, with its size: makes way for others now and then.
+  void after(Bytes taken);
+
+ private:
+  Bytes since_last_;
+};
+
 // Physical memory until it is mapped, or for the time it is held.
 class Physical {
  public:
