@@ -11,6 +11,8 @@ from torch.overrides import TorchFunctionMode
 import egm_alloc
 from egm_alloc import _C
 
+_GIB = 1 << 30
+
 # Calls that make a tensor from nothing but arguments, so that its size can be asked beforehand.
 _FACTORIES = frozenset(
     (
@@ -144,7 +146,8 @@ def moved_by_vllm(vllm_config: Any) -> bool:
 def default_hbm_bytes(vllm_config: Any, room: int, extended_kv: bool) -> int:
     """Return the HBM that weights may take if nobody says: what vLLM may use, less what it needs.
 
-    Left out are estimates of the activations and logits of one full step, and room for the KV
+    Left out are estimates of the activations of one full step, of sampling for a full batch, of
+    the kernels that are loaded when they are first used and of CUDA graphs, and room for the KV
     cache: kv_cache_memory_bytes if that is set, else one sequence of the greatest length, or an
     eighth of all if that is less; a thirty-second beside an extended KV cache. A model that leaves
     this much free is not touched.
@@ -165,16 +168,19 @@ def default_hbm_bytes(vllm_config: Any, room: int, extended_kv: bool) -> int:
     """
     model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
     tokens = scheduler.max_num_batched_tokens
-    # A layer's inputs, outputs and its wider inner ones, twice; and a step's logits in 32 bits.
+    # A layer's inputs, outputs and its wider inner ones, twice.
     activations = tokens * model.get_hidden_size() * 16 * 2
-    logits = scheduler.max_num_seqs * model.get_vocab_size() * 4 * 2
+    # Of each token of the vocabulary its logit and probability, in 32 bits, and its rank, in 64.
+    sampling = scheduler.max_num_seqs * model.get_vocab_size() * 16
+    # Code on the GPU, and workspaces of libraries; with graphs those too. Estimates.
+    kernels = _GIB // 2 if getattr(model, "enforce_eager", False) else _GIB
     kv = vllm_config.cache_config.kv_cache_memory_bytes
     if not kv:
         kv = room // (32 if extended_kv else 8)
         # vLLM fits a length of -1 to the KV cache that it finds.
         if getattr(model, "original_max_model_len", None) != -1:
             kv = min(kv, kv_bytes_per_token(vllm_config) * model.max_model_len)
-    return max(0, int(room - activations - logits - kv))
+    return max(0, int(room - activations - sampling - kernels - kv))
 
 
 def kv_bytes_per_token(vllm_config: Any) -> int:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.vllm_process import Engine, Load, Result
 
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
 ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = [
@@ -71,6 +72,14 @@ class Engines:
         self, options: dict[str, Any], settings: dict[str, str], load: Load = LOAD
     ) -> tuple[Result, str]:
         """Return what serving a load gave, with the engine's own figures, and all it said."""
+        result, said = self.try_to_serve(options, settings, load)
+        assert "failed" not in result, said[-4000:]
+        return result, said
+
+    def try_to_serve(
+        self, options: dict[str, Any], settings: dict[str, str], load: Load = LOAD
+    ) -> tuple[Result, str]:
+        """Do the same where the start may fail; then there is "failed" in the result."""
         key = json.dumps([options, settings, load], sort_keys=True)
         if key not in self.seen:
             engine = Engine(f"engine {len(self.seen)}", options, settings, path=self.path)
@@ -80,9 +89,7 @@ class Engines:
                 result = {**up, **engine.serve(load)} if "failed" not in up else up
             finally:
                 engine.stop()
-            said = engine.log.read_text("utf-8", "replace")
-            assert "failed" not in result, said[-4000:]
-            self.seen[key] = result, said
+            self.seen[key] = result, engine.log.read_text("utf-8", "replace")
         return self.seen[key]
 
 
@@ -131,6 +138,41 @@ def test_hbm_that_weights_leave_goes_to_the_kv_cache(engines: Engines) -> None:
     gained = (found["blocks"] - everything["blocks"]) * 16 * (8 << 10)
     assert gained == pytest.approx(found["offloaded_bytes"], abs=32 * MIB)
     assert found["hashes"] == everything["hashes"]
+
+
+def test_switch_alone_serves_a_model_that_hbm_does_not_hold(engines: Engines) -> None:
+    larger = {"num_hidden_layers": 40, "intermediate_size": 16384}  # 4 GiB
+    options = {"hf_overrides": larger, "max_num_batched_tokens": 1024}
+    small = {**options, "gpu_memory_utilization": 3 * GIB / torch.cuda.mem_get_info()[1]}
+    load = {**LOAD, "sequences": 4}
+    refused, _ = engines.try_to_serve(small, {}, load)
+    assert "memory" in refused["failed"]
+    expected, _ = engines.serve(options, {}, load)
+    found, _ = engines.serve(small, {"EGM_ALLOC_VLLM": "1"}, load)
+    assert found["offloaded_bytes"] > GIB
+    assert found["hashes"] == expected["hashes"]
+
+
+def test_prefixes_in_extended_blocks_are_found_again(engines: Engines) -> None:
+    caching = {"enable_prefix_caching": True}
+    twice = {**LOAD, "repeat": 2}
+    expected, _ = engines.serve({**ROOMY, **caching}, {}, twice)
+    found, _ = engines.serve({**KV, **caching}, EXTENDED, twice)
+    assert found["extended_blocks"] > 0
+    # All prompt tokens but those of each one's last block, which HBM alone could not hold.
+    assert found["cached_prompt_tokens"] == expected["cached_prompt_tokens"]
+    assert found["cached_prompt_tokens"] >= LOAD["sequences"] * (LOAD["prompt"] - 16)
+    assert found["hashes"] == expected["hashes"]
+
+
+def test_kv_connector_beside_weights_on_the_host(engines: Engines) -> None:
+    connector = {**KV, "enable_prefix_caching": True, "kv_offloading_size": 1}
+    twice = {**LOAD, "repeat": 2}
+    expected, _ = engines.serve(connector, {}, twice)
+    found, _ = engines.serve(connector, {"EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB": "0.2"}, twice)
+    assert found["offloaded_bytes"] > 64 * MIB
+    assert found["cached_prompt_tokens"] > 0
+    assert found["hashes"] == expected["hashes"]
 
 
 @pytest.mark.parametrize(
