@@ -47,7 +47,11 @@ def serve(llm: Any, load: dict[str, int]) -> dict[str, Any]:
         for _ in range(load["sequences"])
     ]
     sampling = SamplingParams(
-        temperature=0.0, max_tokens=load["output"], ignore_eos=True, detokenize=False
+        temperature=1.0 if "seed" in load else 0.0,
+        seed=load.get("seed"),
+        max_tokens=load["output"],
+        ignore_eos=True,
+        detokenize=False,
     )
     seconds, hashes, cached = 0.0, set(), 0
     for _ in range(load.get("repeat", 1)):
@@ -126,6 +130,20 @@ def offloaded_bytes(llm: Any) -> int:
     )
 
 
+def sharpen(llm: Any) -> None:
+    """Let the next token depend on few of those before it, if the model is in this process.
+
+    With dummy weights attention and probabilities are nearly even, and greedy tokens repeat
+    themselves.
+    """
+    model = model_of(llm)
+    factors = {"qkv_proj": 30, "lm_head": 300}  # arbitrary
+    for name, parameter in model.named_parameters() if model is not None else ():
+        for part, factor in factors.items():
+            if part in name:
+                parameter.data.mul_(factor)
+
+
 def answer(found: dict[str, Any]) -> None:
     """Print an answer."""
     print("RESULT " + json.dumps(found), flush=True)
@@ -165,12 +183,15 @@ def end(engines: list[Any]) -> None:
 def main() -> None:
     """Start the engine, and serve until there are no more loads."""
     options = json.loads(sys.argv[1])
+    sharpened = options.pop("sharpened", False)
     before = mem_available_bytes()
     importlib.import_module("vllm")
     lines = Lines()
     logging.getLogger("vllm.egm_alloc").addHandler(lines)  # importing vLLM sets logging up anew
     llm, started = start(options)
     taken = before - mem_available_bytes()
+    if sharpened:
+        sharpen(llm)
     serve(llm, {"sequences": 2, "prompt": 16, "output": 4})
     answer(
         {

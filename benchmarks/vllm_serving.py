@@ -136,11 +136,12 @@ def case_fitting(options: argparse.Namespace) -> None:
 def case_context(options: argparse.Namespace) -> None:
     """Compare one context that is longer than HBM's KV cache with the same all in HBM."""
     length = 2 * options.fitting * (options.prompt + options.output)
-    one = {"sequences": 1, "prompt": length - options.output, "output": options.output}
+    one = {"sequences": 1, "prompt": length - options.output, "output": options.output, "seed": 1}
     engine = {
         "max_model_len": length,
         "max_num_batched_tokens": 8192,
         "hf_overrides": {"max_position_embeddings": length},
+        "sharpened": True,
     }
     engines = [
         Engine("all in HBM", {**engine, **kv(4 * options.kv_gib)}),
@@ -193,7 +194,7 @@ def case_prefix(options: argparse.Namespace) -> None:
 
 def case_two_gpus(options: argparse.Namespace) -> None:
     """Compare two GPUs that share a model, each with an extended part, with all in HBM."""
-    two = {"tensor_parallel_size": 2, "disable_custom_all_reduce": True}
+    two = {"tensor_parallel_size": 2}
     engines = [
         Engine("all in HBM", {**two, **kv(2 * options.kv_gib)}),
         Engine("extended", {**two, **kv(options.kv_gib)}, extended(options.kv_gib, gpus=2)),
