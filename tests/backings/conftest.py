@@ -97,6 +97,8 @@ def busy(stream: torch.cuda.Stream) -> Iterator[None]:
         with sim.holding(stream):
             yield
     else:
+        # A kernel that is launched for the first time may wait for all work on the device.
+        torch.ones(1, dtype=torch.uint8, device="cuda")
         with torch.cuda.stream(stream):
             torch.cuda._sleep(1_000_000_000)
         yield
