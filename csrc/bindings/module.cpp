@@ -11,9 +11,11 @@
 #include "bindings/host_stock.h"
 #include "bindings/machine.h"
 #include "core/state.h"
+#include "cuda/errors.h"
 #include "cuda/managed.h"
 #include "cuda/mapped_ranges.h"
 #include "cuda/residency.h"
+#include "cuda/segments.h"
 #include "torch/install.h"
 
 namespace py = pybind11;
@@ -173,8 +175,15 @@ uint64_t migrate(uintptr_t segment_address, uint64_t on_device_bytes, int device
                              " during a CUDA graph capture or within a use_mem_pool block");
   }
   py::gil_scoped_release unlocked;
-  return egm::set_device_part(reinterpret_cast<void*>(segment_address), Bytes(on_device_bytes))
-      .count();
+  auto* const base = reinterpret_cast<void*>(segment_address);
+  try {
+    return egm::set_device_part(base, Bytes(on_device_bytes)).count();
+  } catch (const egm::ReserveExceeded&) {
+    if (const auto segment = egm::state().segments.find(base)) {
+      egm::count_refusal(device, segment->placement.backing, egm::Refusal::kByReserve);
+    }
+    throw;
+  }
 }
 
 // The blocks of a thread are left in the order in which they were entered, the last one first.

@@ -23,7 +23,13 @@ class CudaError : public std::runtime_error {
 // Host memory would fall below the reserve (Config::host_reserve).
 class ReserveExceeded : public std::runtime_error {
  public:
-  using std::runtime_error::runtime_error;
+  ReserveExceeded(const std::string& message, bool may_pass)
+      : std::runtime_error(message), may_pass_(may_pass) {}
+  // It would fit once the requests that are under way are served.
+  bool may_pass() const noexcept { return may_pass_; }
+
+ private:
+  bool may_pass_;
 };
 
 // The extended tier's ceiling (Config::limit) does not leave room for a segment.

@@ -25,9 +25,9 @@
 
 namespace egm {
 
-struct Refusal {
+struct NoRoom {
   std::string why;
-  // Requests under way may have been counted twice.
+  // It would fit without the requests under way, which may have been counted twice.
   bool may_pass = false;
 };
 
@@ -137,15 +137,16 @@ void name_groups(Booking& own, const std::vector<MemoryLimit>& limits) {
 }
 
 // What of others counts depends on the limit.
-std::optional<Refusal> refuse(ReserveQuestion question, const std::vector<MemoryLimit>& limits,
-                              const std::vector<Booking>& others) {
+std::optional<NoRoom> refuse(ReserveQuestion question, const std::vector<MemoryLimit>& limits,
+                             const std::vector<Booking>& others) {
   for (const MemoryLimit& limit : limits) {
     const Booking elsewhere = sum_within(others, limit.group);
     question.promised_elsewhere = elsewhere.promised;
     question.pending_elsewhere = elsewhere.pending;
     question.host = {limit.total, std::min(limit.available, limit.total), limit.name};
     if (const auto why = over_reserve(question)) {
-      return Refusal{*why, question.pending > Bytes(0) || elsewhere.pending > Bytes(0)};
+      question.pending = question.pending_elsewhere = Bytes(0);
+      return NoRoom{*why, !over_reserve(question)};
     }
   }
   return std::nullopt;
@@ -156,27 +157,35 @@ std::optional<Refusal> refuse(ReserveQuestion question, const std::vector<Memory
 HostClaim::HostClaim(const Request& request, const Placement& placement,
                      const std::atomic<bool>* give_up)
     : device_(request.device) {
-  constexpr auto kLongestWait = std::chrono::minutes(1);
-  constexpr auto kPause = std::chrono::milliseconds(10);
   const bool managed = placement.backing == BackingKind::kManaged;
   if (managed ? stays_within_hbm(request, placement)
               : host_share(request.size, placement) == Bytes(0)) {
     return;
   }
-  const auto end = std::chrono::steady_clock::now() + kLongestWait;
-  while (const auto refusal = book(request, placement)) {
-    const bool given_up = give_up != nullptr && *give_up;
-    if (given_up || !refusal->may_pass || std::chrono::steady_clock::now() >= end) {
-      if (give_up == nullptr) {
-        state().ledger.refused_by_reserve(request.device, placement.backing);
-      }
-      throw ReserveExceeded(refusal->why);
-    }
-    std::this_thread::sleep_for(kPause);
+  if (const auto refusal = book_when_possible(request, placement, give_up)) {
+    throw ReserveExceeded(refusal->why, refusal->may_pass);
   }
 }
 
-std::optional<Refusal> HostClaim::book(const Request& request, const Placement& placement) {
+bool HostClaim::wait_for_room(const Request& request, const Placement& placement) {
+  return !HostClaim(request.device).book_when_possible(request, placement, nullptr);
+}
+
+std::optional<NoRoom> HostClaim::book_when_possible(const Request& request,
+                                                    const Placement& placement,
+                                                    const std::atomic<bool>* give_up) {
+  constexpr auto kLongestWait = std::chrono::minutes(1);
+  constexpr auto kPause = std::chrono::milliseconds(10);
+  const auto end = std::chrono::steady_clock::now() + kLongestWait;
+  while (auto refusal = book(request, placement)) {
+    const bool given_up = give_up != nullptr && *give_up;
+    if (given_up || !refusal->may_pass || std::chrono::steady_clock::now() >= end) return refusal;
+    std::this_thread::sleep_for(kPause);
+  }
+  return std::nullopt;
+}
+
+std::optional<NoRoom> HostClaim::book(const Request& request, const Placement& placement) {
   const Bytes on_host = host_bytes_to_come(request, placement);
   Books& all = books();
   std::lock_guard<std::mutex> lock(all.mutex);
@@ -187,7 +196,7 @@ std::optional<Refusal> HostClaim::book(const Request& request, const Placement& 
   }
   const auto others = all.table.others();
   const auto limits = host_limits(hbm_nodes());
-  std::optional<Refusal> refusal;
+  std::optional<NoRoom> refusal;
   ReserveQuestion question;
   question.pending = all.own.pending;
   question.reserve =
@@ -210,16 +219,16 @@ std::optional<Refusal> HostClaim::book(const Request& request, const Placement& 
 }
 
 // What a carve-out holds the kernel does not see.
-std::optional<Refusal> HostClaim::book_of_carveout(Bytes asked, Bytes carveout) {
+std::optional<NoRoom> HostClaim::book_of_carveout(Bytes asked, Bytes carveout) {
   Books& all = books();
   const Bytes held = all.own.carveout;
   const Bytes elsewhere = sum_within(all.table.others(), 0).carveout;
   if (asked > difference_or_zero(difference_or_zero(carveout, held), elsewhere)) {
-    return Refusal{"the EGM carve-out of " + describe(carveout) + " leaves no room for " +
-                   describe(asked) + ": " + describe(held) + " are held, and " +
-                   describe(elsewhere) +
-                   " by other processes. Free tensors, call torch.cuda.empty_cache(), or choose "
-                   "another backing."};
+    return NoRoom{"the EGM carve-out of " + describe(carveout) + " leaves no room for " +
+                  describe(asked) + ": " + describe(held) + " are held, and " +
+                  describe(elsewhere) +
+                  " by other processes. Free tensors, call torch.cuda.empty_cache(), or choose "
+                  "another backing."};
   }
   carveout_ = asked;
   all.own.carveout = held + asked;

@@ -15,19 +15,20 @@
 
 namespace egm {
 
-struct Refusal;
+struct NoRoom;
 
 // Host memory of a segment that is about to be acquired, booked until it is there: until then the
 // kernel does not count it.
 class HostClaim {
  public:
-  // Throws ReserveExceeded with everything as it was. Not while other requests are under way, of
-  // this process or another, which are counted twice the more of them is populated: it waits for
-  // those first, at most a minute, or until `give_up` is set by somebody: then the refusal is not
-  // counted as one of a request.
+  // Throws ReserveExceeded with everything as it was. Not while it would fit but for requests that
+  // are under way, of this process or another, which are counted twice the more of them is
+  // populated: it waits for those first, at most a minute, or until `give_up` is set by somebody.
   HostClaim(const Request& request, const Placement& placement,
             const std::atomic<bool>* give_up = nullptr);
   ~HostClaim();
+  // Waits as the above does and claims nothing. False if there is no room then.
+  static bool wait_for_room(const Request& request, const Placement& placement);
   // The memory is there: the claim has become what it takes of the host's node by cuMemCreate, or
   // what a managed segment has promised.
   void settle(Bytes of_node, const Segment* managed = nullptr);
@@ -35,9 +36,12 @@ class HostClaim {
   HostClaim& operator=(const HostClaim&) = delete;
 
  private:
-  std::optional<Refusal> book(const Request& request, const Placement& placement);
+  explicit HostClaim(DeviceIndex device) : device_(device) {}
+  std::optional<NoRoom> book_when_possible(const Request& request, const Placement& placement,
+                                           const std::atomic<bool>* give_up);
+  std::optional<NoRoom> book(const Request& request, const Placement& placement);
   // Under the mutex and in the turn of `book`.
-  std::optional<Refusal> book_of_carveout(Bytes asked, Bytes carveout);
+  std::optional<NoRoom> book_of_carveout(Bytes asked, Bytes carveout);
 
   // What the stock of this thread has given since, and had booked.
   Bytes passed_by_stock() const noexcept;

@@ -164,12 +164,14 @@ Bytes MappedRange::set_device_part(Bytes device_part) {
   const size_t wanted = chunks_.within(device_part);
   if (wanted < chunks_.count() && host_node_ < 0) host_node_ = host_node_of(device_);
   Bytes moved;
-  for (; device_chunks_ < wanted; ++device_chunks_) {
-    moved = moved + move_chunk(chunks_.at_rank(device_chunks_), true);
-  }
-  for (; device_chunks_ > wanted; --device_chunks_) {
-    moved = moved + move_chunk(chunks_.at_rank(device_chunks_ - 1), false);
-  }
+  DriverPauses pauses;
+  const auto move = [&](size_t rank, bool to_device) {
+    const Bytes size = move_chunk(chunks_.at_rank(rank), to_device);
+    pauses.after(size);
+    moved = moved + size;
+  };
+  for (; device_chunks_ < wanted; ++device_chunks_) move(device_chunks_, true);
+  for (; device_chunks_ > wanted; --device_chunks_) move(device_chunks_ - 1, false);
   return moved;
 }
 

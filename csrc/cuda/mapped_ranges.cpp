@@ -18,12 +18,19 @@
 namespace egm {
 namespace {
 
+struct Known {
+  template <typename... Arguments>
+  explicit Known(const Arguments&... arguments) : range(arguments...) {}
+
+  MappedRange range;
+  // Held while it is changed or released, which may take long; taken before the registry's.
+  std::mutex changing;
+};
+
 // A leaf lock over the tables; ranges are made and released outside of it. Leaked like State.
 struct Registry {
   std::mutex mutex;
-  // Held while a range that exists is changed or released; taken before the other.
-  std::mutex changing;
-  std::map<const void*, std::shared_ptr<MappedRange>> ranges;
+  std::map<const void*, std::shared_ptr<Known>> ranges;
   std::array<std::vector<DeviceIndex>, kMaxDevices> readers;
 };
 
@@ -32,7 +39,7 @@ Registry& registry() {
   return *instance;
 }
 
-std::shared_ptr<MappedRange> find(const void* base) {
+std::shared_ptr<Known> find(const void* base) {
   auto& all = registry();
   std::lock_guard<std::mutex> lock(all.mutex);
   const auto found = all.ranges.find(base);
@@ -48,31 +55,37 @@ std::vector<DeviceIndex> readers_of(DeviceIndex owner) {
 }  // namespace
 
 void* new_range(Bytes size, Bytes device_part, SplitLayout layout, DeviceIndex device) {
-  auto range = std::make_shared<MappedRange>(size, device_part, layout, device, readers_of(device));
-  void* const base = range->base();
+  auto allowed = readers_of(device);
+  auto made = std::make_shared<Known>(size, device_part, layout, device, allowed);
+  void* const base = made->range.base();
   auto& all = registry();
-  std::lock_guard<std::mutex> changing(all.changing);
-  // Whoever was allowed since; what fails here ends the range, which nobody knows of yet.
-  for (const DeviceIndex reader : readers_of(device)) range->allow(reader);
-  std::lock_guard<std::mutex> lock(all.mutex);
-  all.ranges.emplace(base, std::move(range));
-  return base;
+  while (true) {
+    {
+      std::lock_guard<std::mutex> lock(all.mutex);
+      if (all.readers.at(static_cast<size_t>(device)) == allowed) {
+        all.ranges.emplace(base, std::move(made));
+        return base;
+      }
+    }
+    // Whoever was allowed since; what fails here ends the range, which nobody knows of yet.
+    allowed = readers_of(device);
+    for (const DeviceIndex reader : allowed) made->range.allow(reader);
+  }
 }
 
 cudaError_t free_range(void* base) noexcept {
+  const auto known = find(base);
+  if (known == nullptr) return cudaErrorInvalidValue;
+  std::lock_guard<std::mutex> changing(known->changing);
+  const cudaError_t status = known->range.release();
   auto& all = registry();
-  std::lock_guard<std::mutex> changing(all.changing);
-  const auto range = find(base);
-  if (range == nullptr) return cudaErrorInvalidValue;
-  const cudaError_t status = range->release();
   std::lock_guard<std::mutex> lock(all.mutex);
   if (status == cudaSuccess) all.ranges.erase(base);
   return status;
 }
 
 void allow_peer(DeviceIndex reader, DeviceIndex owner) {
-  std::lock_guard<std::mutex> changing(registry().changing);
-  std::vector<std::shared_ptr<MappedRange>> ranges;
+  std::vector<std::shared_ptr<Known>> ranges;
   {
     auto& all = registry();
     std::lock_guard<std::mutex> lock(all.mutex);
@@ -80,16 +93,17 @@ void allow_peer(DeviceIndex reader, DeviceIndex owner) {
     if (std::find(readers.begin(), readers.end(), reader) == readers.end()) {
       readers.push_back(reader);
     }
-    for (const auto& [base, range] : all.ranges) {
-      if (range->device() == owner) ranges.push_back(range);
+    for (const auto& [base, known] : all.ranges) {
+      if (known->range.device() == owner) ranges.push_back(known);
     }
   }
   // One that fails does not keep the others from it: torch asks once per pair of devices, and from
   // then on takes access for given, whatever comes of it.
   std::exception_ptr failure;
-  for (const auto& range : ranges) {
+  for (const auto& known : ranges) {
+    std::lock_guard<std::mutex> changing(known->changing);
     try {
-      range->allow(reader);
+      known->range.allow(reader);
     } catch (const CudaError&) {
       failure = std::current_exception();
     }
@@ -98,35 +112,38 @@ void allow_peer(DeviceIndex reader, DeviceIndex owner) {
 }
 
 std::optional<RangeParts> range_parts(const void* base) {
-  const auto range = find(base);
-  if (range == nullptr) return std::nullopt;
-  return RangeParts{range->on_device(), range->on_host()};
+  const auto known = find(base);
+  if (known == nullptr) return std::nullopt;
+  return RangeParts{known->range.on_device(), known->range.on_host()};
 }
 
 Bytes set_device_part(void* base, Bytes device_part, const std::atomic<bool>* give_up) {
-  const auto range = find(base);
-  if (range == nullptr) return Bytes(0);
+  const auto known = find(base);
+  if (known == nullptr) return Bytes(0);
+  MappedRange& range = known->range;
   // Asked for each reuse of a split segment: what needs no move waits for nobody else's.
-  const Bytes wanted = range->on_device_with(device_part);
-  const Bytes found = range->on_device();
+  const Bytes wanted = range.on_device_with(device_part);
+  const Bytes found = range.on_device();
   if (wanted == found) return Bytes(0);
   // Before the lock: it may have to wait for others.
-  HostClaim claim(Request{difference_or_zero(found, wanted), range->device()}, on_host_node(),
+  HostClaim claim(Request{difference_or_zero(found, wanted), range.device()}, on_host_node(),
                   give_up);
-  std::unique_lock<std::mutex> lock(registry().changing);
-  if (find(base) != range) return Bytes(0);
-  const Bytes before = range->on_host();
+  std::unique_lock<std::mutex> lock(known->changing);
+  if (find(base) != known) return Bytes(0);
+  const Bytes before = range.on_host();
   Bytes moved;
   std::exception_ptr failure;
   try {
-    DeviceScope device(range->device());
-    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize", device_part, range->device());
-    moved = range->set_device_part(device_part);
+    DeviceScope device(range.device());
+    // A capture of another device's stream is not broken by it.
+    RelaxedCaptureScope relaxed;
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize", device_part, range.device());
+    moved = range.set_device_part(device_part);
   } catch (const CudaError&) {
     failure = std::current_exception();
   }
   // As far as it came.
-  const Bytes after = range->on_host();
+  const Bytes after = range.on_host();
   lock.unlock();
   if (after > before) {
     claim.settle(after - before);

@@ -125,12 +125,11 @@ void release_postponed() noexcept {
 }
 
 void* acquire_segment(const Request& request, const Placement& placement, SegmentOwner owner,
-                      HintFailures* hints) {
+                      HintFailures* hints, const std::atomic<bool>* give_up) {
   release_postponed();
   auto& [config, ledger, segments] = state();
   const auto limit = config.get().limit;
   if (!ledger.try_reserve(request.device, placement.backing, request.size, limit)) {
-    ledger.refused_by_limit(request.device, placement.backing);
     throw LimitExceeded("the extended tier's limit of " + describe(*limit) + " on device " +
                         std::to_string(request.device) + " leaves no room for " +
                         describe(request.size) + ": " + describe(ledger.reserved(request.device)) +
@@ -140,7 +139,7 @@ void* acquire_segment(const Request& request, const Placement& placement, Segmen
   std::optional<HostClaim> claim;
   try {
     DeviceScope device(request.device);
-    claim.emplace(request, placement);
+    claim.emplace(request, placement, give_up);
     RelaxedCaptureScope relaxed;
     acquired = backing_of(placement.backing).acquire(request.size, request.device, placement);
   } catch (...) {
@@ -155,6 +154,17 @@ void* acquire_segment(const Request& request, const Placement& placement, Segmen
   ledger.segment_acquired(request.device, placement.backing);
   *hints = book_hints(acquired, request, placement);
   return acquired.base;
+}
+
+Refusal refusal_of(const std::exception& error) {
+  if (dynamic_cast<const LimitExceeded*>(&error) != nullptr) return Refusal::kByLimit;
+  if (dynamic_cast<const ReserveExceeded*>(&error) != nullptr) return Refusal::kByReserve;
+  return Refusal::kNone;
+}
+
+void count_refusal(DeviceIndex device, BackingKind backing, Refusal refusal) {
+  if (refusal == Refusal::kByLimit) state().ledger.refused_by_limit(device, backing);
+  if (refusal == Refusal::kByReserve) state().ledger.refused_by_reserve(device, backing);
 }
 
 bool release_segment(void* base) noexcept {

@@ -2,6 +2,7 @@
 #include "torch/pools.h"
 
 #include <ATen/cuda/MemPool.h>
+#include <c10/core/AllocatorConfig.h>
 
 #include <algorithm>
 #include <utility>
@@ -108,13 +109,20 @@ void Pools::stop_recording() noexcept {
 
 bool Pools::has_cached(const Pool& pool, Bytes size, cudaStream_t stream) const {
   if (pool.source->segments() == 0) return false;
+  constexpr size_t kNone = ~size_t{0};
+  size_t best = kNone;
   for (const auto& segment : segments_of(*native_, pool.id)) {
     if (segment.device != device_ || segment.stream != stream) continue;
     for (const auto& block : segment.blocks) {
-      if (!block.active && block.size >= size.count()) return true;
+      if (!block.active && block.size >= size.count()) best = std::min<size_t>(best, block.size);
     }
   }
-  return false;
+  if (best == kNone) return false;
+  // What torch (get_free_block in c10/cuda/CUDACachingAllocator.cpp) will not split.
+  using TorchConfig = c10::CachingAllocator::AcceleratorAllocatorConfig;
+  const size_t unsplit_from = TorchConfig::max_split_size();
+  if (size.count() < unsplit_from) return best < unsplit_from;
+  return best - size.count() < TorchConfig::max_non_split_rounding_size();
 }
 
 }  // namespace egm

@@ -63,7 +63,8 @@ class Pools {
   // To be called after torch has emptied its cache: retired pools without segments are gone there.
   void note_forgotten();
 
-  // Whether a block cached in `pool` serves a request without a new segment.
+  // Whether torch serves a block of this size, rounded as torch does, from what is cached in
+  // `pool`.
   bool has_cached(const Pool& pool, Bytes size, cudaStream_t stream) const;
 
   bool any_retired() const;

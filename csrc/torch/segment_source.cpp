@@ -5,7 +5,6 @@
 
 #include "core/state.h"
 #include "cuda/errors.h"
-#include "cuda/segments.h"
 
 namespace egm {
 
@@ -23,7 +22,9 @@ void* ReadySegment::take(size_t nbytes) {
   return size_.count() < nbytes ? nullptr : std::exchange(base_, nullptr);
 }
 
+// It does not wait for host memory, as everybody would who waits for torch's lock.
 void* SegmentSource::raw_alloc(size_t nbytes) {
+  static const std::atomic<bool> at_once{true};
   Diversion unattended;
   Diversion* const current = this_thread().diversion;
   Diversion& diversion = current != nullptr ? *current : unattended;
@@ -32,7 +33,7 @@ void* SegmentSource::raw_alloc(size_t nbytes) {
     void* base = diversion.ready ? diversion.ready->take(nbytes) : nullptr;
     if (base == nullptr) {
       const Request request{Bytes(nbytes), device_, diversion.stream, hbm_otherwise()};
-      base = acquire_segment(request, placement_, SegmentOwner::kTorch, &hints);
+      base = acquire_segment(request, placement_, SegmentOwner::kTorch, &hints, &at_once);
     }
     ++segments_;
     diversion.missed = true;
@@ -42,8 +43,9 @@ void* SegmentSource::raw_alloc(size_t nbytes) {
   } catch (const std::exception& error) {
     auto& problems = diversion.report();
     problems.failure = error.what();
-    problems.refused = dynamic_cast<const LimitExceeded*>(&error) != nullptr ||
-                       dynamic_cast<const ReserveExceeded*>(&error) != nullptr;
+    problems.refusal = refusal_of(error);
+    const auto* const over = dynamic_cast<const ReserveExceeded*>(&error);
+    problems.may_pass = over != nullptr && over->may_pass();
     return nullptr;
   }
 }

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "core/placement.h"
+#include "cuda/segments.h"
 #include "torch/delegating_allocator.h"
 #include "torch/this_thread.h"
 
@@ -54,8 +55,9 @@ struct Diversion {
   struct Problems {
     // Why no segment could be had.
     std::string failure;
-    // It was the limit or the reserve, not the driver.
-    bool refused = false;
+    Refusal refusal = Refusal::kNone;
+    // It may fit once requests that are under way are served.
+    bool may_pass = false;
     // Hints that failed; the memory is fine.
     std::string advice_failure;
     std::string prefetch_failure;

@@ -8,6 +8,7 @@
 
 #include "core/state.h"
 #include "cuda/errors.h"
+#include "cuda/host_reserve.h"
 #include "cuda/traits.h"
 #include "torch/thread_scopes.h"
 #include "torch/warnings.h"
@@ -217,6 +218,7 @@ TieredAllocator::Answer<AskNative> TieredAllocator::divert(
   }
   // A second refusal by our own limits is no failure of torch's: it stays quiet as well.
   bool refused = false;
+  bool may_pass = false;
   for (bool last_try = false;; last_try = true) {
     Diversion diversion;
     diversion.stream = stream_of(index, stream);
@@ -238,11 +240,17 @@ TieredAllocator::Answer<AskNative> TieredAllocator::divert(
       return served;
     } catch (c10::OutOfMemoryError& error) {
       if (!last_try || refused) ++own.quiet_failures;
+      const auto& problems = diversion.report();
       if (last_try) {
-        error.add_context(describe_tiers(index, diversion.report().failure));
+        count_refusal(index, placement.backing, problems.refusal);
+        error.add_context(describe_tiers(index, problems.failure));
         throw;
       }
-      refused = diversion.problems && diversion.problems->refused;
+      refused = problems.refusal != Refusal::kNone;
+      may_pass = problems.may_pass;
+    }
+    if (may_pass) {
+      HostClaim::wait_for_room({segment_size(request.size), index}, placement);
     }
     // In a live pool torch cannot give back what is cached, so that is done here. More than our own
     // can help only plain device memory.
@@ -269,7 +277,7 @@ TieredAllocator::Answer<AskNative> TieredAllocator::record_and_ask(
   }
   Pool* pool = &own.pools.live(placement, request.size);
   if (exceeds_limit(own, segment, config) && diversion.ready == nullptr &&
-      !own.pools.has_cached(*pool, request.size, used_stream)) {
+      !own.pools.has_cached(*pool, block_size(request.size), used_stream)) {
     // Before torch is asked: it would count the failure and announce it to observers.
     give_back_cached(own);
     pool = &own.pools.live(placement, request.size);

@@ -127,6 +127,7 @@ class TieredAllocator final : public DelegatingAllocator {
                                    const Config& config, const Placement& placement,
                                    Diversion& diversion, const AskNative& ask_native);
 
+  static Bytes block_size(Bytes request);
   static Bytes segment_size(Bytes request);
   bool claimed_by_user(int index, std::optional<cudaStream_t> stream);
   static cudaStream_t stream_of(int index, std::optional<cudaStream_t> stream);

@@ -29,25 +29,26 @@ Bytes large_segment(...) {
   return mib(20);
 }
 
-// The setting roundup_power2_divisions: up to the next of so many equal steps between two powers of
+}  // namespace
+
+// The block that torch makes of a request (round_size in c10/cuda/CUDACachingAllocator.cpp), by the
+// setting roundup_power2_divisions: up to the next of so many equal steps between two powers of
 // two.
-Bytes rounded_by_setting(Bytes request) {
+Bytes TieredAllocator::block_size(Bytes request) {
+  constexpr Bytes kLeast(512);
   const uint64_t size = request.count();
   const uint64_t steps = TorchConfig::roundup_power2_divisions(size);
-  if (steps < 2 || size <= 512 * steps) return request;
+  if (steps < 2 || size <= 512 * steps) return round_up(request, kLeast);
   uint64_t power = 1;
   while (power <= size / 2) power *= 2;
   const uint64_t step = power / steps;
-  return step == 0 ? request : round_up(request, Bytes(step));
+  return round_up(request, step == 0 ? kLeast : Bytes(step));
 }
 
-}  // namespace
-
-// The segment that torch asks for if its cache misses (round_size and get_allocation_size in
-// c10/cuda/CUDACachingAllocator.cpp).
+// The segment that torch asks for if its cache misses (get_allocation_size there).
 Bytes TieredAllocator::segment_size(Bytes request) {
   constexpr Bytes kRounding = mib(2);
-  const Bytes size = rounded_by_setting(request);
+  const Bytes size = block_size(request);
   if (size <= mib(1)) return kRounding;
   if (size < mib(10)) return large_segment<TorchConfig>(0);
   return round_up(size, kRounding);
@@ -62,7 +63,7 @@ void TieredAllocator::bring_up(Device& own, const Request& request, const Config
     GateScope gate(own.gate);
     const Pool& pool = own.pools.live(placement, request.size);
     const auto stream = static_cast<cudaStream_t>(diversion.stream);
-    if (own.pools.has_cached(pool, request.size, stream)) return;
+    if (own.pools.has_cached(pool, block_size(request.size), stream)) return;
     // Before it is tried: only what is not served counts as refused.
     if (exceeds_limit(own, segment.size, config)) give_back_cached(own);
   }
@@ -70,6 +71,7 @@ void TieredAllocator::bring_up(Device& own, const Request& request, const Config
     diversion.ready = std::make_unique<ReadySegment>(segment, placement);
     return;
   } catch (const LimitExceeded& error) {
+    count_refusal(own.index, placement.backing, Refusal::kByLimit);
     TORCH_CHECK_WITH(OutOfMemoryError, false, describe_tiers(own.index, error.what()));
   } catch (const std::runtime_error&) {
     // HBM may be cached by torch too, and memory of the host by any device.
@@ -78,6 +80,7 @@ void TieredAllocator::bring_up(Device& own, const Request& request, const Config
   try {
     diversion.ready = std::make_unique<ReadySegment>(segment, placement);
   } catch (const std::runtime_error& error) {
+    count_refusal(own.index, placement.backing, refusal_of(error));
     TORCH_CHECK_WITH(OutOfMemoryError, false, describe_tiers(own.index, error.what()));
   }
 }

@@ -16,7 +16,7 @@ import torch
 import egm_alloc
 from egm_alloc import _C
 from egm_alloc.config import BACKINGS
-from tests.allocator.conftest import GIB, MIB, block
+from tests.allocator.conftest import GIB, MIB, Background, block
 from tests.simulator import cuda, run_script, sim, vmm
 
 pytestmark = pytest.mark.simulated
@@ -317,3 +317,37 @@ def keep_the_current_device_in_the_pair() -> None:
 
 def test_current_device_stays_whatever_call_of_the_pair_fails() -> None:
     run(keep_the_current_device_in_the_pair, 2)
+
+
+def move_beside_a_capture(devices: int) -> None:
+    egm_alloc.enable(threshold_gib=1 << 20, spill=False)
+    moved, cached = make("split", 0), make("split", 0, 2 * SIZE)
+    egm_alloc.migrate(cached, device_fraction=1)
+    address = cached.data_ptr()
+    del cached
+    other = devices - 1
+    static = torch.zeros(16, device=f"cuda:{other}")
+    graph = torch.cuda.CUDAGraph()
+    reused: list[torch.Tensor] = []
+
+    def move() -> None:
+        egm_alloc.migrate(moved, device_fraction=1)
+        reused.append(make("split", 0, 2 * SIZE))
+
+    # Not torch.cuda.graph(), which empties the cache first.
+    with torch.cuda.device(other), torch.cuda.stream(torch.cuda.Stream(other)):
+        graph.capture_begin()
+        static += 1
+        Background(move).finish()
+        static += 1
+        graph.capture_end()
+    graph.replay()
+    torch.cuda.synchronize(other)
+    assert egm_alloc.info(moved).on_device_bytes == SIZE
+    assert reused[0].data_ptr() == address
+    assert egm_alloc.info(reused[0]).on_device_bytes == SIZE  # half of it, as was asked for
+
+
+@several
+def test_moving_memory_breaks_no_capture_of_another_device(devices: int) -> None:
+    run(move_beside_a_capture, devices, devices)

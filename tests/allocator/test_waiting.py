@@ -1,0 +1,116 @@
+"""Who waits for whom: what is slow for one request holds up nobody else's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import egm_alloc
+from tests.allocator.conftest import MIB, Background, block
+from tests.simulator import run_script, sim
+from tests.simulator.host import write_host
+
+pytestmark = pytest.mark.simulated
+
+KINDS = ("managed", "pinned", "numa", "split")
+
+
+def make(kind: str, mib: int) -> torch.Tensor:
+    with egm_alloc.place(kind):
+        return block(mib * MIB)
+
+
+@pytest.fixture
+def small_host(tmp_path: Path) -> None:
+    """A host with 100 MiB free, whatever is taken: its files do not change."""
+    sim.set_host_root(write_host(tmp_path / "host", 1, 100 / 1024))
+    egm_alloc.enable(threshold_gib=64, preferred_location="host", host_reserve_gib=0, spill=False)
+    block(512)
+
+
+@pytest.mark.usefixtures("small_host")
+def test_wait_for_host_memory_holds_up_no_other_thread() -> None:
+    with sim.stall_call("cudaHostRegister") as stall:
+        under_way = Background(lambda: make("pinned", 60))
+        stall.wait_until_reached()
+        waiting = Background(lambda: make("managed", 60))
+        waiting.join(0.2)
+        for _ in range(20):
+            block(512)
+        assert under_way.is_alive()
+        assert waiting.is_alive()
+    for thread in (under_way, waiting):
+        tensor = thread.finish()
+        assert isinstance(tensor, torch.Tensor)
+        assert tensor.numel() == 60 * MIB
+        thread.result = None
+
+
+@pytest.mark.usefixtures("small_host")
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_never_fits_waits_for_nobody(kind: str) -> None:
+    with sim.stall_call("cudaHostRegister") as stall:
+        under_way = Background(lambda: make("pinned", 60))
+        stall.wait_until_reached()
+        with pytest.raises(torch.cuda.OutOfMemoryError, match="would cut into the reserve"):
+            make(kind, 300)
+        assert under_way.is_alive()
+    under_way.finish()
+    under_way.result = None
+
+
+@pytest.mark.usefixtures("small_host")
+@pytest.mark.parametrize("kind", KINDS)
+def test_request_that_the_reserve_refuses_counts_once(kind: str) -> None:
+    before = egm_alloc.stats().extended[kind]
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="would cut into the reserve"):
+        make(kind, 300)
+    after = egm_alloc.stats().extended[kind]
+    assert after.reserve_refusals == before.reserve_refusals + 1
+    assert after.limit_refusals == before.limit_refusals
+
+
+def test_move_of_a_tensor_holds_up_no_release_of_another() -> None:
+    egm_alloc.enable(threshold_gib=64, spill=False)
+    block(512)
+    moved = make("split", 64)
+    make("numa", 40)  # cached
+    with sim.stall_call("cudaMemcpy") as stall:
+        moving = Background(lambda: egm_alloc.migrate(moved, device_fraction=1))
+        stall.wait_until_reached()
+        torch.cuda.empty_cache()
+        assert egm_alloc.stats().extended["numa"].segments == 0
+        assert moving.is_alive()
+    moving.finish()
+    assert egm_alloc.info(moved).on_device_bytes == 64 * MIB
+
+
+# Blocks of 100 and 64 MiB are cached, and torch splits none of 64 MiB and more.
+BRING_UP_BESIDE_LARGE_BLOCKS = """
+import egm_alloc
+from tests.allocator.conftest import Background, block
+from tests.allocator.test_waiting import make
+from tests.simulator import sim
+egm_alloc.enable(threshold_gib=64, spill=False)
+block(512)
+cached = [make("pinned", 100), make("pinned", 64)]
+cached.clear()
+with sim.stall_call("cudaHostRegister") as stall:
+    coming_up = Background(lambda: make("pinned", 40))
+    stall.wait_until_reached()
+    block(512)
+    assert coming_up.is_alive()
+coming_up.finish()
+coming_up.result = None
+with sim.call_log() as log:
+    make("pinned", 40), make("pinned", 64), make("pinned", 98)
+assert not log.of("cudaHostRegister")
+print("done")
+"""
+
+
+def test_bring_up_beside_cached_blocks_that_torch_will_not_split() -> None:
+    split = {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}
+    assert "done" in run_script(BRING_UP_BESIDE_LARGE_BLOCKS, env=split).stdout
