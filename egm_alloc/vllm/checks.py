@@ -7,6 +7,8 @@ import os
 from typing import Any
 
 from egm_alloc import _C
+from egm_alloc.config import FIELDS
+from egm_alloc.environment import values_from_environment
 from egm_alloc.vllm.settings import BACKING, KV, WEIGHTS, Settings
 from egm_alloc.vllm.weights import moved_by_vllm
 
@@ -30,6 +32,8 @@ def check(vllm_config: Any, settings: Settings) -> None:
     ValueError
         If they cannot go together; says why and what to do.
     """
+    # The only one of egm_alloc's own settings that counts in vLLM's processes.
+    values_from_environment(skip=[name for name in FIELDS if name != "host_reserve_gib"])
     wants_kv = settings.kv_bytes != 0
     if wants_kv:
         _check_kv_cache(vllm_config, settings)

@@ -9,11 +9,14 @@ import torch
 
 import egm_alloc
 from egm_alloc.vllm.kv_cache import Boundary
+from egm_alloc.vllm.settings import KV, WEIGHTS
+from egm_alloc.vllm.weights import kv_bytes_per_token
 
 logger = logging.getLogger("vllm.egm_alloc")
 
 _GIB = 1 << 30
 _SAMPLE_BYTES = 256 << 20
+_BEYOND_CACHES_BYTES = 128 << 20
 
 
 def log_costs(
@@ -78,6 +81,40 @@ def log_costs(
     logger.info("\n".join(lines))
 
 
+def warn_of_small_kv_cache(worker: Any, in_hbm: int, extended: int, weights: int) -> None:
+    """Say what to change if the KV cache cannot hold a sequence: vLLM's own error names other ways.
+
+    Parameters
+    ----------
+    worker : object
+        vLLM's.
+    in_hbm, extended : int
+        Bytes for the KV cache in HBM, below zero if activations lack room too, and on the host.
+    weights : int
+        Bytes of HBM that the weights take.
+    """
+    model = worker.vllm_config.model_config
+    # vLLM fits a length of -1 to the KV cache that it finds.
+    length = 1 if getattr(model, "original_max_model_len", None) == -1 else model.max_model_len
+    needed = length * kv_bytes_per_token(worker.vllm_config)
+    if in_hbm > 0 and in_hbm + extended >= needed:
+        return
+    ways = "a lower max_num_batched_tokens or max_num_seqs, a higher gpu_memory_utilization"
+    if in_hbm > 0:
+        ways = f"a lower max_model_len, more {KV}"
+    if weights >= _GIB // 100:
+        ways = f"a {WEIGHTS} below the {_gib(weights)} that the weights take now, {ways}"
+    logger.warning(
+        "egm_alloc: HBM has %s left for the KV cache and the host %s, and a sequence of %d tokens "
+        "needs about %s. What helps: %s",
+        _gib(max(0, in_hbm)),
+        _gib(extended),
+        length,
+        _gib(needed),
+        ways,
+    )
+
+
 def _gib(size: int) -> str:
     return f"{size / _GIB:.2f} GiB"
 
@@ -125,18 +162,19 @@ def read_bytes_per_second(tensor: torch.Tensor) -> float:
     Parameters
     ----------
     tensor : torch.Tensor
-        Bytes on a GPU, one-dimensional, at least 8. Of less than some 100 MiB the second reading
-        may come from a cache.
+        Bytes on a GPU, one-dimensional, at least 8.
 
     Returns
     -------
     float
-        The best of three readings, in bytes per second.
+        Of the best of three readings, in bytes per second; of the first one of what may be in a
+        cache then.
     """
+    torch.zeros(8, dtype=torch.int64, device=tensor.device).max()  # loads the kernel
     start = -tensor.data_ptr() % 8
     words = tensor[start : start + (tensor.numel() - start) // 8 * 8].view(torch.int64)
     times = []
-    for _ in range(3):
+    for _ in range(3 if tensor.numel() >= _BEYOND_CACHES_BYTES else 1):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         words.max()

@@ -56,7 +56,7 @@ class _State:
     settings: Settings
     weights_backing: str
     kv_bytes: int = 0
-    weights_hbm_bytes: int | None = None  # the bound; None without one
+    bounds_weights: bool = False
     extended_weights_bytes: int = 0
 
 
@@ -121,7 +121,7 @@ def _load_weights(worker: Any, state: _State, step: Step, *rest: Any, **options:
             room, _ = torch.cuda.mem_get_info(worker.device)
         extends_kv = host.extends_kv(state.settings, worker.device.index)
         bound = weights.default_hbm_bytes(worker.vllm_config, room, extends_kv)
-    state.weights_hbm_bytes = bound
+    state.bounds_weights = True
     before = weights.extended_bytes(worker.device.index)
     placement = weights.Placement(bound, state.weights_backing, worker.device.index)
     with contextlib.ExitStack() as stack:
@@ -156,14 +156,10 @@ def determine_available_memory(worker: Any, step: Step, *rest: Any, **options: A
         in_hbm = int(step(*rest, **options))
     if not worker.cache_config.kv_cache_memory_bytes:
         in_hbm -= kv_cache.idle_bytes(worker.device.index)
+    if state.bounds_weights:
+        in_hbm_of_weights = worker.model_runner.model_memory_usage - state.extended_weights_bytes
+        report.warn_of_small_kv_cache(worker, in_hbm, state.kv_bytes, in_hbm_of_weights)
     if in_hbm <= 0:  # vLLM's own error follows
-        if state.weights_hbm_bytes is not None:
-            logger.error(
-                "egm_alloc: weights may take %.2f GiB of HBM, and beside them not even the "
-                "activations have room there: set %s to less",
-                state.weights_hbm_bytes / (1 << 30),
-                WEIGHTS,
-            )
         _drop_stock(worker)
         return in_hbm
     return in_hbm + state.kv_bytes
@@ -283,6 +279,7 @@ def _state_of(worker: Any) -> _State:
             limit_gib=None,
             device="all",
             mode="tiered",
+            backing="managed",
             preferred_location="host",
             accessed_by=("device", "host"),
             prefetch=False,

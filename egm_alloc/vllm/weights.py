@@ -12,6 +12,7 @@ import egm_alloc
 from egm_alloc import _C
 
 _GIB = 1 << 30
+_SMALLEST = 1 << 20  # the smallest that `egm_alloc.place` places
 
 # Calls that make a tensor from nothing but arguments, so that its size can be asked beforehand.
 _FACTORIES = frozenset(
@@ -39,8 +40,8 @@ _MOVES = frozenset((torch.Tensor.to, torch.Tensor.cuda))
 class Placement(TorchFunctionMode):
     """Within the block, tensors are made in HBM while the bound allows it, else on the host.
 
-    Tensors below 1 MiB are made in HBM in any case, as `egm_alloc.place` does, and so is a tensor
-    computed from others if the last one before it was still within the bound.
+    Tensors below 1 MiB are made in HBM in any case, as `egm_alloc.place` does. A tensor computed
+    from others goes where the last larger one went, and to the host once the bound is reached.
 
     Parameters
     ----------
@@ -79,11 +80,14 @@ class Placement(TorchFunctionMode):
     ) -> Any:
         """Call a function with its results where they belong."""
         kwargs = kwargs or {}
+        over = self._over
         if not torch.compiler.is_compiling():
             size = _size_on_gpu(func, args, kwargs)
-            if size is not None:
-                self._over = self._in_hbm(self._device) + size > self._most
-        if not self._over:
+            if size is None:  # the room may be used up by now
+                over = self._over or self._in_hbm(self._device) >= self._most
+            elif size >= _SMALLEST:
+                over = self._over = self._in_hbm(self._device) + size > self._most
+        if not over:
             return func(*args, **kwargs)
         with egm_alloc.place(self._backing, tag="weights"):
             return func(*args, **kwargs)
@@ -146,9 +150,9 @@ def moved_by_vllm(vllm_config: Any) -> bool:
 def default_hbm_bytes(vllm_config: Any, room: int, extended_kv: bool) -> int:
     """Return the HBM that weights may take if nobody says: what vLLM may use, less what it needs.
 
-    Left out are estimates of the activations of one full step, of sampling for a full batch, of
-    the kernels that are loaded when they are first used and of CUDA graphs, and room for the KV
-    cache: kv_cache_memory_bytes if that is set, else one sequence of the greatest length, or an
+    Left out are estimates of the activations of one full step or, if that is more, of sampling for
+    a full batch, of the kernels that are loaded when they are first used and of CUDA graphs, and
+    room for the KV cache: kv_cache_memory_bytes if that is set, else one sequence of the greatest length, or an
     eighth of all if that is less; a thirty-second beside an extended KV cache. A model that leaves
     this much free is not touched.
 
@@ -180,7 +184,7 @@ def default_hbm_bytes(vllm_config: Any, room: int, extended_kv: bool) -> int:
         # vLLM fits a length of -1 to the KV cache that it finds.
         if getattr(model, "original_max_model_len", None) != -1:
             kv = min(kv, kv_bytes_per_token(vllm_config) * model.max_model_len)
-    return max(0, int(room - activations - sampling - kernels - kv))
+    return max(0, int(room - max(activations, sampling) - kernels - kv))
 
 
 def kv_bytes_per_token(vllm_config: Any) -> int:

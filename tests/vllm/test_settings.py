@@ -153,3 +153,13 @@ def test_control_group_counts_for_what_the_host_has(tmp_path: Path) -> None:
     check(vllm_config(), Settings(kv_bytes=60 * GIB))
     with pytest.raises(ValueError, match=r"KV_GIB is 100 .* has 64.0 GiB in all"):
         check(vllm_config(), Settings(kv_bytes=100 * GIB))
+
+
+def test_own_setting_of_egm_alloc_that_counts_is_checked_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EGM_ALLOC_BACKING", "of no use in vLLM's processes")
+    check(vllm_config(), Settings(kv_bytes=GIB))
+    monkeypatch.setenv("EGM_ALLOC_HOST_RESERVE_GIB", "lots")
+    with pytest.raises(ValueError, match="EGM_ALLOC_HOST_RESERVE_GIB is 'lots'; allowed"):
+        check(vllm_config(), Settings(kv_bytes=GIB))

@@ -54,8 +54,24 @@ def test_room_that_is_given_back_is_used_again() -> None:
     assert egm_alloc.info(second).tier == "device"
 
 
+def test_small_tensor_changes_nothing_for_what_is_computed_from_others() -> None:
+    with Placement(12 * MIB, "pinned", 0):
+        weights = [torch.empty(8 * MIB, dtype=torch.uint8, device="cuda") for _ in range(4)]
+        torch.ones(256, device="cuda")
+        turned = [each.view(8, MIB).t().contiguous() for each in weights]
+    assert [egm_alloc.info(each).tier for each in weights] == ["device"] + 3 * ["extended"]
+    assert [egm_alloc.info(each).tier for each in turned] == 4 * ["extended"]
+
+
+def test_what_is_computed_from_others_goes_to_the_host_once_the_bound_is_reached() -> None:
+    with Placement(16 * MIB, "pinned", 0):
+        weight = torch.empty(8 * MIB, dtype=torch.uint8, device="cuda")
+        turned = [weight.view(8, MIB).t().contiguous() for _ in range(3)]
+    assert [egm_alloc.info(each).tier for each in turned] == ["device", "extended", "extended"]
+
+
 def test_tensor_computed_from_others_goes_where_the_last_one_went() -> None:
-    with Placement(8 * MIB, "pinned", 0):
+    with Placement(9 * MIB, "pinned", 0):
         first = FACTORIES[0](device="cuda")
         within = first.clone()  # the one that may exceed the bound
         second = FACTORIES[0](device="cuda")
@@ -251,7 +267,42 @@ def test_no_room_beside_the_weights_names_the_setting(
     monkeypatch.setenv("EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB", "1.5")
     worker = Worker()
     worker.in_hbm = -MIB
-    steps.load_model(worker, lambda: None)
+    steps.load_model(worker, worker.load_model)
+    worker.model_runner.model_memory_usage = GIB
     assert steps.determine_available_memory(worker, worker.determine_available_memory) == -MIB
-    assert "weights may take 1.50 GiB of HBM" in caplog.text
-    assert "set EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB to less" in caplog.text
+    assert "a EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB below the 1.00 GiB" in caplog.text
+    assert "a lower max_num_batched_tokens" in caplog.text
+
+
+def test_no_room_though_all_weights_are_on_the_host_names_what_helps(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB", "0")
+    worker = Worker()
+    worker.in_hbm = 0
+    steps.load_model(worker, lambda: None)
+    worker.model_runner.model_memory_usage = 0
+    steps.determine_available_memory(worker, worker.determine_available_memory)
+    assert "WEIGHTS_HBM_GIB" not in caplog.text
+    assert "What helps: a lower max_num_batched_tokens or max_num_seqs, a higher" in caplog.text
+
+
+def test_cache_too_small_for_one_sequence_names_what_helps(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB", "1.5")
+    config = vllm_config(model__max_model_len=1 << 20)  # 32 KiB a token
+    worker = Worker(config)
+    worker.in_hbm = 31 * GIB
+    steps.load_model(worker, worker.load_model)
+    steps.determine_available_memory(worker, worker.determine_available_memory)
+    assert "HBM has 31.00 GiB left for the KV cache and the host 0.00 GiB" in caplog.text
+    assert "a sequence of 1048576 tokens needs about 32.00 GiB" in caplog.text
+    assert "a lower max_model_len, more EGM_ALLOC_VLLM_KV_GIB" in caplog.text
+    caplog.clear()
+    worker.in_hbm = 33 * GIB
+    steps.determine_available_memory(worker, worker.determine_available_memory)
+    config.model_config.original_max_model_len = -1
+    worker.in_hbm = GIB
+    steps.determine_available_memory(worker, worker.determine_available_memory)
+    assert "What helps" not in caplog.text
