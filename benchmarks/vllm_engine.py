@@ -1,8 +1,10 @@
-"""One vLLM engine with dummy weights: starts, then serves each load that it is told.
+"""One vLLM engine with random weights: starts, then serves each load that it is told.
 
 Run by vllm_serving.py in a process of its own, with vLLM's options as JSON on the command line. It
 reads a load as JSON from each line, and answers each with a line of JSON behind ``RESULT``; the
-first answer says how it started. A load with ``restart`` is served by a new engine in this process.
+first answer says how it started. A load with ``restart`` is served by a new engine in this process;
+one with ``one_by_one`` lets each sequence be done before the next is asked for; one with
+``zeros_from_block`` has the KV blocks from that number on zeroed before.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import logging
 import random
 import sys
 import time
+import zlib
 from typing import Any
 
 
@@ -47,16 +50,16 @@ def serve(llm: Any, load: dict[str, int]) -> dict[str, Any]:
         for _ in range(load["sequences"])
     ]
     sampling = SamplingParams(
-        temperature=1.0 if "seed" in load else 0.0,
-        seed=load.get("seed"),
-        max_tokens=load["output"],
-        ignore_eos=True,
-        detokenize=False,
+        temperature=0.0, max_tokens=load["output"], ignore_eos=True, detokenize=False
     )
     seconds, hashes, cached = 0.0, set(), 0
     for _ in range(load.get("repeat", 1)):
         start = time.perf_counter()
-        outputs = llm.generate(prompts, sampling, use_tqdm=False)
+        outputs = [
+            output
+            for batch in ([[each] for each in prompts] if load.get("one_by_one") else [prompts])
+            for output in llm.generate(batch, sampling, use_tqdm=False)
+        ]
         seconds += time.perf_counter() - start
         tokens = [list(output.outputs[0].token_ids) for output in outputs]
         hashes.add(hashlib.sha256(json.dumps(tokens).encode()).hexdigest())
@@ -91,13 +94,24 @@ def most_extended_blocks(llm: Any) -> int | None:
     return most
 
 
-def model_of(llm: Any) -> Any:
-    """Return the model, or None if it is in another process."""
+def runner_of(llm: Any) -> Any:
+    """Return the model runner, or None if it is in another process."""
     core = core_of(llm)
     try:
-        return core.model_executor.driver_worker.worker.model_runner.model
+        return core.model_executor.driver_worker.worker.model_runner
     except AttributeError:
         return None
+
+
+def model_of(llm: Any) -> Any:
+    """Return the model, or None if it is in another process."""
+    return getattr(runner_of(llm), "model", None)
+
+
+def zero_blocks(llm: Any, first: int) -> None:
+    """Zero the KV blocks from a number on, in every layer; the engine must be in this process."""
+    for cache in runner_of(llm).kv_caches:
+        cache[first:].zero_()
 
 
 def weights_bytes(llm: Any) -> int:
@@ -130,18 +144,26 @@ def offloaded_bytes(llm: Any) -> int:
     )
 
 
-def sharpen(llm: Any) -> None:
-    """Let the next token depend on few of those before it, if the model is in this process.
+def fill_weights(model: Any) -> None:
+    """Give a model weights with which the next token depends on all of those before it.
 
-    With dummy weights attention and probabilities are nearly even, and greedy tokens repeat
-    themselves.
+    vLLM's dummy weights are so small that neither attention nor the layers change a token: with
+    them a lost KV cache would not show. In place, and alike wherever the weights are. Norms are 1;
+    the others are random, by the parameter's name: the embedding as large as what the layers add
+    to it, queries and keys somewhat larger than usual, so that attention is not even.
     """
-    model = model_of(llm)
-    factors = {"qkv_proj": 30, "lm_head": 300}  # arbitrary
-    for name, parameter in model.named_parameters() if model is not None else ():
-        for part, factor in factors.items():
-            if part in name:
-                parameter.data.mul_(factor)
+    import torch
+
+    for name, parameter in model.named_parameters():
+        data = parameter.data
+        if data.dim() < 2:
+            data.fill_(1)
+            continue
+        generator = torch.Generator(data.device).manual_seed(zlib.crc32(name.encode()))
+        spread = 1.0 if "embed" in name else data.shape[-1] ** -0.5
+        data.normal_(0, spread, generator=generator)
+        if "qkv_proj" in name:
+            data.mul_(1.5)
 
 
 def answer(found: dict[str, Any]) -> None:
@@ -168,7 +190,9 @@ def start(options: dict[str, Any]) -> tuple[Any, float]:
             **options,
         }
     )
-    return llm, time.perf_counter() - began
+    took = time.perf_counter() - began
+    llm.apply_model(fill_weights)
+    return llm, took
 
 
 def end(engines: list[Any]) -> None:
@@ -183,15 +207,12 @@ def end(engines: list[Any]) -> None:
 def main() -> None:
     """Start the engine, and serve until there are no more loads."""
     options = json.loads(sys.argv[1])
-    sharpened = options.pop("sharpened", False)
     before = mem_available_bytes()
     importlib.import_module("vllm")
     lines = Lines()
     logging.getLogger("vllm.egm_alloc").addHandler(lines)  # importing vLLM sets logging up anew
     llm, started = start(options)
     taken = before - mem_available_bytes()
-    if sharpened:
-        sharpen(llm)
     serve(llm, {"sequences": 2, "prompt": 16, "output": 4})
     answer(
         {
@@ -211,6 +232,8 @@ def main() -> None:
             end(engines)
             engines.append(start(options)[0])
         (llm,) = engines
+        if (first := load.pop("zeros_from_block", None)) is not None:
+            zero_blocks(llm, first)
         most_extended_blocks(llm)
         result = serve(llm, load)
         result["extended_blocks"] = most_extended_blocks(llm)

@@ -38,6 +38,7 @@ class Engine:
     process: subprocess.Popen[str] | None = None
     log: Path = Path(os.devnull)
     path: str = ""  # goes before PYTHONPATH
+    blocks: int = 0  # of its KV cache, once it is up
 
     def extends(self) -> bool:
         """Return whether it takes host memory for weights or its KV cache."""
@@ -56,6 +57,8 @@ class Engine:
                 env={
                     **kept,
                     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+                    # Without it a model in another process cannot be given its weights.
+                    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
                     "PYTHONPATH": path,
                     **self.settings,
                 },
@@ -79,6 +82,7 @@ class Engine:
             print(f"  {self.name}: failed: {result['failed']}", flush=True)
             return result
         self.starts_s.append(result["start_s"])
+        self.blocks = result["blocks"]
         moved = result["offloaded_bytes"]
         print(
             f"  {self.name}: up, {result['blocks']} blocks"

@@ -152,9 +152,9 @@ def default_hbm_bytes(vllm_config: Any, room: int, extended_kv: bool) -> int:
 
     Left out are estimates of the activations of one full step or, if that is more, of sampling for
     a full batch, of the kernels that are loaded when they are first used and of CUDA graphs, and
-    room for the KV cache: kv_cache_memory_bytes if that is set, else one sequence of the greatest length, or an
-    eighth of all if that is less; a thirty-second beside an extended KV cache. A model that leaves
-    this much free is not touched.
+    room for the KV cache: kv_cache_memory_bytes if that is set, else one sequence of the greatest
+    length, or an eighth of all if that is less; a thirty-second beside an extended KV cache. A
+    model that leaves this much free is not touched.
 
     Parameters
     ----------
