@@ -1,5 +1,5 @@
-// Lets one call of CUDA fail on a real GPU. Preloaded, it stands before the runtime and before
-// the driver's functions that are looked up through it, and passes calls on.
+// Lets one call of CUDA fail on a real GPU, and counts what is held. Preloaded, it stands before
+// the runtime and before the driver's functions that are looked up through it, and passes calls on.
 //
 // No header of CUDA: every argument of these functions is an integer, a pointer or a structure of
 // eight bytes, so eight words carry all of them, whatever they mean.
@@ -16,6 +16,8 @@ int seen = 0;
 int fails_at = 0;  // counted from 1; 0 lets all succeed
 int error = 0;
 const char* failed = "";
+// Of what was asked for and not given back: allocations, registrations, addresses, handles.
+int held = 0;
 
 Call* in_runtime(const char* name) {
   static void* runtime = dlopen("libcudart.so.13", RTLD_LAZY | RTLD_NOLOAD);
@@ -33,28 +35,39 @@ bool fails(const char* name) {
 #define WORDS Word a, Word b, Word c, Word d, Word e, Word f, Word g, Word h
 #define PASSED a, b, c, d, e, f, g, h
 
-#define RUNTIME(name)                            \
+// `more`: by how much a call that succeeds changes what is held. Calls that give back never fail.
+#define PASS(name, real, more)                 \
+  if (more >= 0 && fails(#name)) return error; \
+  const int status = real(PASSED);             \
+  if (status == 0) held += more;               \
+  return status;
+
+#define RUNTIME(name, more)                      \
   extern "C" int name(WORDS) {                   \
     static Call* const real = in_runtime(#name); \
-    return fails(#name) ? error : real(PASSED);  \
+    PASS(name, real, more)                       \
   }
 
-RUNTIME(cudaMalloc)
-RUNTIME(cudaMallocManaged)
-RUNTIME(cudaMemAdvise)
-RUNTIME(cudaMemPrefetchAsync)
-RUNTIME(cudaHostRegister)
+RUNTIME(cudaMalloc, 1)
+RUNTIME(cudaMallocManaged, 1)
+RUNTIME(cudaFree, -1)
+RUNTIME(cudaMemAdvise, 0)
+RUNTIME(cudaMemPrefetchAsync, 0)
+RUNTIME(cudaHostRegister, 1)
+RUNTIME(cudaHostUnregister, -1)
 
-#define DRIVER(name)           \
+#define DRIVER(name, more)     \
   Call* real_##name = nullptr; \
-  int instead_of_##name(WORDS) { return fails(#name) ? error : real_##name(PASSED); }
+  int instead_of_##name(WORDS) { PASS(name, real_##name, more) }
 
 namespace {
-DRIVER(cuMemGetAllocationGranularity)
-DRIVER(cuMemAddressReserve)
-DRIVER(cuMemCreate)
-DRIVER(cuMemMap)
-DRIVER(cuMemSetAccess)
+DRIVER(cuMemGetAllocationGranularity, 0)
+DRIVER(cuMemAddressReserve, 1)
+DRIVER(cuMemAddressFree, -1)
+DRIVER(cuMemCreate, 1)
+DRIVER(cuMemRelease, -1)
+DRIVER(cuMemMap, 0)
+DRIVER(cuMemSetAccess, 0)
 
 #define ENTRY(name) {#name, &real_##name, instead_of_##name}
 
@@ -65,7 +78,9 @@ constexpr struct {
 } kDriver[] = {
     ENTRY(cuMemGetAllocationGranularity),
     ENTRY(cuMemAddressReserve),
+    ENTRY(cuMemAddressFree),
     ENTRY(cuMemCreate),
+    ENTRY(cuMemRelease),
     ENTRY(cuMemMap),
     ENTRY(cuMemSetAccess),
 };
@@ -96,6 +111,8 @@ void failing_calls_arm(int nth, int with_error) {
 }
 
 int failing_calls_seen() { return seen; }
+
+int failing_calls_held() { return held; }
 
 // The call that failed; empty if none did.
 const char* failing_calls_failed() { return failed; }

@@ -51,6 +51,7 @@ for seed in range(2):  # what is made once is there then
     use(seed)
     give_back()
 free, booked = torch.cuda.mem_get_info()[0], _C.host_bookings()
+given_out = calls.failing_calls_held()
 calls.failing_calls_arm(0, 0)
 bring_up()
 count = calls.failing_calls_seen()
@@ -68,6 +69,7 @@ for error in (2, 999):  # out of memory, unknown
         assert torch.cuda.memory_reserved() == 0, where
         assert counters(backing).segments == counters(backing).reserved_bytes == 0, where
         assert _C.host_bookings() == booked, where
+        assert calls.failing_calls_held() == given_out, where
         print("failed", name)
         bring_up()
         use(nth)
