@@ -6,6 +6,7 @@ interface moves with every minor version and no symbol betrays it. Hence this ch
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
@@ -17,7 +18,16 @@ class BuildInfo(Protocol):
     TORCH_GIT_VERSION: str
 
 
-_REBUILD = "rebuild it with 'pip install --force-reinstall --no-deps .' in its source tree"
+_SOURCES = Path(__file__).parents[1] / "setup.py"
+
+
+def _remedy() -> str:
+    if _SOURCES.exists():
+        return (
+            "it was built in the source tree: go to another folder if egm_alloc is installed too, "
+            "or build it here again with 'make env'"
+        )
+    return "rebuild it with 'pip install --force-reinstall --no-deps .' in its source tree"
 
 
 def check(build_info: BuildInfo, torch: ModuleType) -> None:
@@ -47,11 +57,11 @@ def check(build_info: BuildInfo, torch: ModuleType) -> None:
     if str(here) != build_info.TORCH_VERSION:
         raise ImportError(
             f"this egm_alloc was built for torch {build_info.TORCH_VERSION}, but torch {here} is "
-            f"here: {_REBUILD}"
+            f"here: {_remedy()}"
         )
     revision = version.git_version
     if revision != build_info.TORCH_GIT_VERSION:
         raise ImportError(
             f"this egm_alloc was built for revision {build_info.TORCH_GIT_VERSION} of torch "
-            f"{here}, but revision {revision} is here: {_REBUILD}"
+            f"{here}, but revision {revision} is here: {_remedy()}"
         )

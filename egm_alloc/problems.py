@@ -22,6 +22,7 @@ from egm_alloc.environment import (
     variable,
 )
 from egm_alloc.host import HostDiagnosis
+from egm_alloc.stats import format_bytes
 
 _NO_CACHING = "PYTORCH_NO_CUDA_MEMORY_CACHING"
 _NCCL_HOOK = "TORCH_NCCL_USE_TENSOR_REGISTER_ALLOCATOR_HOOK"
@@ -200,6 +201,14 @@ def host_problems(host: HostDiagnosis) -> list[Problem]:
     if len(host.numa_nodes) > 1 and not host.may_bind_memory:
         what = "this process may not choose NUMA nodes (mbind): pinned memory may be far from a GPU"
         problems.append(Problem(what, _CAPABILITY, stops=False))
+    reserve, available = host.reserve_bytes, host.available_bytes
+    if reserve is not None and available is not None and reserve >= available:
+        what = (
+            f"the reserve of {format_bytes(reserve)} leaves nothing of the host memory that can be "
+            f"taken ({format_bytes(available)}): requests for some are refused, and none is spilled"
+        )
+        remedy = f"lower {variable('host_reserve_gib')}, or free host memory"
+        problems.append(Problem(what, remedy, stops=False))
     if host.sharing_problem is not None:
         what = f"host memory that other processes have booked is not seen: {host.sharing_problem}"
         remedy = "let this user make files in /dev/shm, and read and write that one"

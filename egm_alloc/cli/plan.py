@@ -143,7 +143,11 @@ def run(options: argparse.Namespace) -> int:
     try:
         machine, simulated = _machine(options)
     except (TypeError, ValueError, RuntimeError) as error:
-        print(f"egm-alloc plan: {error}", file=sys.stderr)
+        print(
+            f"egm-alloc plan: {error} (nothing is measured if --hbm-gb-s, --link-gb-s and --tflops "
+            "are given)",
+            file=sys.stderr,
+        )
         return 1
     load = Load(
         weights_hbm_bytes=(options.weights_gib - options.host_weights_gib) * _GIB,
@@ -187,7 +191,7 @@ def _machine(options: argparse.Namespace) -> tuple[Machine, bool]:
         link = link or report.rows[1].read_gb_per_s
     if tflops is None:
         if not torch.cuda.is_available():
-            raise RuntimeError("there is no GPU to measure: give --tflops")
+            raise RuntimeError("there is no GPU to measure")
         tflops = _measure_tflops()
     step, sequence = options.step_overhead_ms / 1e3, options.sequence_overhead_us / 1e6
     return Machine(hbm * 1e9, link * 1e9, tflops * 1e12, step, sequence), simulated

@@ -25,12 +25,20 @@ def check(path: Path) -> None:
     ImportError
         If matplotlib is missing.
     ValueError
-        If the file is not a PNG in a folder that exists.
+        If the file is not a PNG in a folder that exists, or cannot be written.
     """
     if find_spec("matplotlib") is None:
         raise ImportError("--plot needs matplotlib: pip install 'egm-alloc[plot]'")
+    refusal = f"plot is '{path}'; allowed: a file FILE.png in a folder that exists"
     if path.suffix.lower() != ".png" or not path.parent.is_dir():
-        raise ValueError(f"plot is '{path}'; allowed: a file FILE.png in a folder that exists")
+        raise ValueError(refusal)
+    is_new = not path.exists()
+    try:
+        path.open("ab").close()
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise ValueError(f"{refusal} and can be written to ({error.strerror})") from None
 
 
 def draw(report: Report, path: Path) -> None:

@@ -246,13 +246,17 @@ def test_missing_matplotlib_is_one_sentence(
     assert err == ("egm-alloc bench: --plot needs matplotlib: pip install 'egm-alloc[plot]'\n")
 
 
-@pytest.mark.parametrize("name", ["bench.jpg", "missing/bench.png"])
+@pytest.mark.parametrize("name", ["bench.jpg", "missing/bench.png", "folder.png"])
 def test_bad_file_for_the_plot_is_refused(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(plot, "find_spec", lambda _: object())
+    (tmp_path / "folder.png").mkdir()
     assert main(["bench", *SMALL, "--plot", str(tmp_path / name)]) == 1
-    assert "plot is '" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "plot is '" in err
+    assert out == ""  # before anything was measured
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
 
 
 def test_plot_is_drawn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -181,3 +181,4 @@ def test_given_speeds_need_no_gpu_and_missing_ones_do() -> None:
     done = run_without_gpu(call, EGM_ALLOC_AUTO_ENABLE="0")
     assert done.returncode == 1
     assert done.stderr.startswith("egm-alloc plan: egm_alloc needs a CUDA GPU")
+    assert "nothing is measured if --hbm-gb-s, --link-gb-s and --tflops are given" in done.stderr

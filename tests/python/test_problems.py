@@ -132,6 +132,7 @@ def test_wrong_variable_does_not_stop_what_is_on() -> None:
         ({"huge_pages": "never"}, "huge pages"),
         ({"may_bind_memory": False}, "mbind"),
         ({"may_ask_for_pages": False}, "move_pages"),
+        ({"reserve_bytes": 1 << 50}, "the reserve of 1048576.00 GiB leaves nothing"),
         ({"sharing_problem": "FILE cannot be opened: Permission denied"}, "FILE cannot be opened"),
     ],
 )
