@@ -23,13 +23,16 @@ def pluggable_allocator() -> torch.cuda.memory.CUDAPluggableAllocator:
     -----
     Given to ``torch.cuda.memory.change_current_allocator`` it replaces torch's caching allocator,
     and ours with it: statistics, snapshots, pools and CUDA graphs then raise or break, and every
-    allocation goes to the driver. `mem_pool` keeps them.
+    allocation goes to the driver. `mem_pool` keeps them. Where ``managed_malloc`` returns NULL,
+    which torch does not look at, this one raises torch.cuda.OutOfMemoryError.
 
     Examples
     --------
     >>> torch.cuda.memory.change_current_allocator(egm_alloc.pluggable_allocator())
     """
-    return torch.cuda.memory.CUDAPluggableAllocator(_C.__file__, "managed_malloc", "managed_free")
+    return torch.cuda.memory.CUDAPluggableAllocator(
+        _C.__file__, "egm_alloc_pluggable_malloc", "managed_free"
+    )
 
 
 def mem_pool(**options: bool) -> torch.cuda.MemPool:
@@ -57,7 +60,13 @@ def mem_pool(**options: bool) -> torch.cuda.MemPool:
     >>> with torch.cuda.use_mem_pool(pool):
     ...     cache = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     """
-    return torch.cuda.MemPool(pluggable_allocator().allocator(), **options)
+    return torch.cuda.MemPool(_pair().allocator(), **options)
+
+
+@functools.cache
+def _pair() -> torch.cuda.memory.CUDAPluggableAllocator:
+    # A pool looks at NULL, and then gives back what is cached before it raises.
+    return torch.cuda.memory.CUDAPluggableAllocator(_C.__file__, "managed_malloc", "managed_free")
 
 
 def get_include() -> str:

@@ -246,3 +246,14 @@ def test_failed_pair_leaves_no_cuda_error_behind(pair: ctypes.CDLL) -> None:
     assert last_cuda_error() == 0
     assert pair.managed_malloc(MIB, 2, None) is None
     assert last_cuda_error() == 0
+
+
+def test_limit_is_the_pairs_too(pair: ctypes.CDLL) -> None:
+    egm_alloc.enable(limit_gib=0.25)
+    before = egm_alloc.stats().extended["managed"].limit_refusals
+    assert pair.managed_malloc(512 * MIB, 0, None) is None
+    assert egm_alloc.stats().extended["managed"].limit_refusals == before + 1
+    pointer = pair.managed_malloc(64 * MIB, 0, None)
+    assert pointer
+    pair.managed_free(pointer, 64 * MIB, 0, None)
+    egm_alloc.enable(limit_gib=None)

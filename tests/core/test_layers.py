@@ -13,7 +13,7 @@ ALLOWED = {
     "core": {"core"},
     "cuda": {"core", "cuda"},
     "c_api": {"core", "cuda", "c_api"},
-    "torch": {"core", "cuda", "torch"},
+    "torch": {"core", "cuda", "c_api", "torch"},
     "bindings": {"core", "cuda", "c_api", "torch", "bindings"},
 }
 CUDA_HEADERS = re.compile(r"^(cuda|driver_types)[\w.]*\.h$")

@@ -51,6 +51,35 @@ except RuntimeError as error:
     assert result.stdout == "pair 1048576\nrefused\n"
 
 
+@pytest.mark.simulated
+@pytest.mark.parametrize("way", ["fails", "limit"])
+def test_no_memory_in_torchs_place_is_torchs_error(way: str) -> None:
+    result = run_script(
+        """
+import contextlib, sys, torch, egm_alloc
+from tests.simulator import sim
+if sys.argv[1] == "limit":
+    egm_alloc.enable(limit_gib=0.25)
+    egm_alloc.disable()
+torch.cuda.memory.change_current_allocator(egm_alloc.pluggable_allocator())
+fails = sys.argv[1] == "fails"
+with sim.fail_call("cudaMallocManaged", times=-1) if fails else contextlib.nullcontext():
+    try:
+        torch.empty(1 << 29, dtype=torch.uint8, device="cuda")
+    except torch.cuda.OutOfMemoryError as error:
+        print(error)
+print(torch.empty(1 << 20, dtype=torch.uint8, device="cuda").numel())
+print(torch.empty(0, device="cuda").numel())
+""",
+        way,
+        env={"EGM_ALLOC_AUTO_ENABLE": "0"},
+    )
+    assert "could not allocate 0.50 GiB (536870912 bytes) on device 0" in result.stdout
+    assert result.stdout.endswith("\n1048576\n0\n")
+    reason = {"fails": "cudaMallocManaged failed", "limit": "extended tier's limit of 0.25 GiB"}
+    assert reason[way] in result.stderr
+
+
 def test_allocator_is_one_object() -> None:
     assert egm_alloc.pluggable_allocator() is egm_alloc.pluggable_allocator()
 
