@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+from torch._subclasses import FakeTensor
 
 from egm_alloc import _C
 from egm_alloc.placement import tag_name
@@ -25,9 +26,9 @@ class TensorInfo:
     segment_address, segment_bytes : int or None
         The segment that holds the storage; None where `backing` is None.
     preferred_location : {"device", "host"} or None
-        The advice on the segment.
+        The advice that a managed segment was made with; `advise` does not show.
     accessed_by : tuple of {"device", "host"}
-        The advice on the segment.
+        Likewise.
     prefetched : bool
         Whether the segment was prefetched to the device when it was made.
     owner : {"torch", "pair"} or None
@@ -89,6 +90,20 @@ def require_cuda_tensor(tensor: torch.Tensor) -> None:
             f"tensor has the layout {tensor.layout}; allowed: torch.strided "
             "(ask about the parts of a sparse tensor, such as its values())"
         )
+    if not _has_memory(tensor):
+        raise ValueError(
+            f"tensor is a {type(tensor).__name__} without memory of its own; allowed: one with "
+            "storage (of a DTensor ask about to_local())"
+        )
+
+
+def _has_memory(tensor: torch.Tensor) -> bool:
+    if isinstance(tensor, FakeTensor):  # torch warns whoever asks for its address
+        return False
+    try:
+        return tensor.data_ptr() != 0 or tensor.numel() == 0
+    except (RuntimeError, NotImplementedError):  # of a DTensor, within vmap
+        return False
 
 
 def span_bytes(tensor: torch.Tensor) -> int:

@@ -205,7 +205,9 @@ void leave_place() {
 py::object segment_of(uintptr_t address) {
   const auto segment = egm::state().segments.find(reinterpret_cast<const void*>(address));
   if (!segment) return py::none();
-  const Advice& advice = segment->placement.advice;
+  // Of other memory the placement's advice is nobody's.
+  const bool managed = segment->placement.backing == egm::BackingKind::kManaged;
+  const Advice advice = managed ? segment->placement.advice : Advice{std::nullopt, false, false};
   py::list accessed_by;
   if (advice.accessed_by_device) accessed_by.append("device");
   if (advice.accessed_by_host) accessed_by.append("host");

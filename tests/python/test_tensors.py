@@ -114,3 +114,29 @@ def test_sparse_tensor_is_refused(function: Any) -> None:
     sparse = torch.sparse_coo_tensor(place, torch.zeros(1), (4, 4), device="cuda")
     with pytest.raises(ValueError, match=r"layout torch.sparse_coo"):
         function(sparse)
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize("function", [egm_alloc.info, egm_alloc.residency])
+def test_tensor_without_memory_of_its_own_is_refused(function: Any) -> None:
+    with torch._subclasses.FakeTensorMode():
+        fake = torch.empty(4, device="cuda")
+    with pytest.raises(ValueError, match=r"FakeTensor without memory of its own; .*to_local\(\)"):
+        function(fake)
+
+    def look(part: torch.Tensor) -> torch.Tensor:
+        with pytest.raises(ValueError, match="without memory of its own"):
+            function(part)
+        return part
+
+    assert torch.vmap(look)(torch.empty(2, 2, device="cuda")).shape == (2, 2)
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize("kind", ["device", "pinned", "numa", "split"])
+def test_memory_that_is_not_managed_has_no_advice(kind: str) -> None:
+    egm_alloc.enable(preferred_location="host", accessed_by=("device", "host"))
+    with egm_alloc.place(kind):
+        info = egm_alloc.info(block(32 * MIB))
+    assert info.backing == kind
+    assert (info.preferred_location, info.accessed_by) == (None, ())
