@@ -82,9 +82,10 @@ class Stats:
     device : int
         The device's index.
     device_tier : TierStats
-        HBM held by torch's caching allocator.
+        HBM held by torch's caching allocator, but for what `place` put there.
     extended : dict of str to BackingStats
-        The extended tier, by backing.
+        The extended tier, by backing; the backing ``device`` is HBM by ``place("device")``, and
+        counts against ``limit_gib`` as the others do.
     tags : dict of str to TierStats
         What blocks of `place` with a tag hold, by tag; of both tiers, without what HBM holds
         outside of blocks.

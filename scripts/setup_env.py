@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import runpy
 import shutil
 import subprocess
@@ -180,8 +179,10 @@ def main() -> None:
     parser.add_argument("--torch", metavar="X.Y", help="the minor version of torch to use")
     parser.add_argument("--lint", action="store_true", help="install the lint tools too")
     options = parser.parse_args()
-    if options.torch and not re.fullmatch(r"2\.\d+", options.torch):
-        parser.error(f"--torch is {options.torch!r}; allowed: two numbers such as 2.12")
+    minors = range(target_torch.OLDEST_MINOR, target_torch.NEWEST_MINOR + 1)
+    supported = [f"2.{minor}" for minor in minors]
+    if options.torch and options.torch not in supported:
+        parser.error(f"--torch is {options.torch!r}; allowed: {', '.join(supported)}")
     check_machine()
 
     venv = options.venv.absolute()

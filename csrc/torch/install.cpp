@@ -26,8 +26,8 @@ TieredAllocator& install() {
               "(by torch.cuda.memory.change_current_allocator, for instance).");
   TORCH_CHECK(current != nullptr && current->name() == "native",
               "egm_alloc cannot be enabled over torch's '", current ? current->name() : "missing",
-              "' allocator: it extends the native caching one. Unset backend:cudaMallocAsync in "
-              "PYTORCH_CUDA_ALLOC_CONF and do not call "
+              "' allocator, because it extends the native caching one: unset "
+              "backend:cudaMallocAsync in PYTORCH_CUDA_ALLOC_CONF, and do not call "
               "torch.cuda.memory.change_current_allocator.");
   TORCH_CHECK(current->isEnabled(),
               "egm_alloc cannot be enabled while torch's caching is off: call "

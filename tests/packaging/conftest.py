@@ -28,7 +28,7 @@ def copy_tree(target: Path, csrc: bool) -> Path:
     target.mkdir()
     for name in (
         *("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"),
-        "egm_alloc_command.py",
+        *("egm_alloc_command.py", "egm_alloc_vllm.py"),
     ):
         shutil.copy(ROOT / name, target)
     generated = shutil.ignore_patterns("*.so", "_build_info.py", "include", "__pycache__")
