@@ -5,7 +5,8 @@ same processor where one is enough, so that a change of the machine during the r
 them. Two processes of one setup may differ by some per cent as long as they live, so all are
 started anew for each round. Native torch runs without egm_alloc being imported. A ratio is the
 median of the ratios of the turns. "Pair" is the plain malloc/free pair as torch's whole allocator:
-this package's C pair, which takes the same steps as the one that users have today.
+this package's C pair, which takes the same steps as the one that users have today, or what a
+library exports under the same names (--pair).
 """
 
 from __future__ import annotations
@@ -68,12 +69,18 @@ SLOW_ROWS = (worker.SMALL_THREADS, worker.NINTH_THREAD)
 class Process:
     """A live worker."""
 
-    def __init__(self, setup: str) -> None:
+    def __init__(self, setup: str, pair: Path | None = None) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("EGM_ALLOC_")}
         environment["EGM_ALLOC_AUTO_ENABLE"] = "0"
         self.setup = setup
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", setup],
+            [
+                sys.executable,
+                "-m",
+                "benchmarks.worker",
+                setup,
+                *([str(pair.absolute())] if pair else []),
+            ],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -99,9 +106,9 @@ class Process:
         self._process.wait()
 
 
-def measure(turns: int, only: str, measurements: Measurements) -> None:
+def measure(turns: int, only: str, measurements: Measurements, pair: Path | None = None) -> None:
     """Time every row under every setup that has it, taking turns, in new processes."""
-    processes = [Process(setup) for setup in worker.SETUPS]
+    processes = [Process(setup, pair) for setup in worker.SETUPS]
     for row in worker.SETUPS["native"]:
         if only not in row:
             continue
@@ -189,17 +196,25 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of new processes (default 3)")
     parser.add_argument("--turns", type=int, default=15, help="per row and round (default 15)")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows with TEXT in their name")
+    parser.add_argument(
+        "--pair",
+        type=Path,
+        metavar="LIBRARY",
+        help="with managed_malloc and managed_free, instead of this package's own",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every measurement")
     arguments = parser.parse_args()
     if arguments.turns < 1 or arguments.rounds < 1:
         parser.error("--turns and --rounds must be at least 1")
+    if arguments.pair is not None and not arguments.pair.is_file():
+        parser.error(f"--pair is '{arguments.pair}'; allowed: a file")
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks: no GPU here")
     name = torch.cuda.get_device_name()
     measurements: Measurements = defaultdict(list)
     for number in range(1, arguments.rounds + 1):
         print(f"round {number} of {arguments.rounds}", file=sys.stderr, flush=True)
-        measure(arguments.turns, arguments.only, measurements)
+        measure(arguments.turns, arguments.only, measurements, arguments.pair)
     lines, met = compare(measurements, arguments.only)
     print(
         f"torch {torch.__version__}, {name}; medians of {arguments.rounds} rounds of "

@@ -1,5 +1,7 @@
 """One process of the comparison: sets one allocator up and times batches on request.
 
+    python -m benchmarks.worker SETUP [LIBRARY]   # the pair's, if it is not this package's own
+
 Reads the name of a row per line; answers each with the seconds of one batch, or "skipped". An empty
 line makes it forget the row before. The caller lets only one process work at a time.
 """
@@ -32,8 +34,12 @@ SETUPS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _set_up(setup: str) -> None:
+def _set_up(setup: str, pair: str | None) -> None:
     if setup == "native":
+        return
+    if setup == "pair" and pair is not None:
+        allocator = torch.cuda.memory.CUDAPluggableAllocator(pair, "managed_malloc", "managed_free")
+        torch.cuda.memory.change_current_allocator(allocator)
         return
     import egm_alloc
 
@@ -64,9 +70,9 @@ def _prepare(setup: str, row: str) -> rows.Batch | None:
     return rows.threads(LARGE if row == NINTH_THREAD else None)
 
 
-def serve(setup: str) -> None:
+def serve(setup: str, pair: str | None = None) -> None:
     """Answer requests until the input ends."""
-    _set_up(setup)
+    _set_up(setup, pair)
     prepared: tuple[str, rows.Batch | None] = ("", None)
     for line in sys.stdin:
         row = line.rstrip("\n")
@@ -82,4 +88,4 @@ def serve(setup: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])

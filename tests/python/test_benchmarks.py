@@ -82,7 +82,8 @@ def test_rounds_start_every_process_anew(
     started: list[str] = []
 
     class Process:
-        def __init__(self, setup: str) -> None:
+        def __init__(self, setup: str, pair: Path | None) -> None:
+            assert pair is None
             self.setup = setup
             started.append(setup)
 
@@ -104,9 +105,10 @@ def test_rounds_start_every_process_anew(
     first = 1e-6 * len(SETUPS)
     assert native["seconds"] == pytest.approx([first] * 3 + [2 * first] * 3)
     assert "medians of 2 rounds of 3 turns" in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", ["benchmarks", "--rounds", "0"])
-    with pytest.raises(SystemExit):
-        benchmarks.main()
+    for wrong in (["--rounds", "0"], ["--pair", str(tmp_path / "missing.so")]):
+        monkeypatch.setattr("sys.argv", ["benchmarks", *wrong])
+        with pytest.raises(SystemExit):
+            benchmarks.main()
 
 
 @pytest.mark.simulated
@@ -145,3 +147,35 @@ def test_soak_finds_no_growth(mode: str) -> None:
     command = ["-m", "tests.simulator", "--hbm-gib", "400", "--", sys.executable]
     result = run(*command, "benchmarks/soak.py", "--operations", "20000", "--mode", mode)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.simulated
+def test_pair_may_come_from_another_library(tmp_path: Path) -> None:
+    source = tmp_path / "pair.cpp"
+    source.write_text(
+        """
+        #include <cstddef>
+        #include <cstdio>
+        extern "C" int cudaMalloc(void**, size_t);
+        extern "C" int cudaFree(void*);
+        extern "C" void* managed_malloc(size_t size, int, void*) {
+          std::fputs("another pair\\n", stderr);
+          void* base = nullptr;
+          return cudaMalloc(&base, size) == 0 ? base : nullptr;
+        }
+        extern "C" void managed_free(void* base, size_t, int, void*) { cudaFree(base); }
+        """
+    )
+    library = tmp_path / "pair.so"
+    subprocess.run(["g++", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.worker", "pair", str(library)],
+        input="alloc 4 KiB\n",
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "EGM_ALLOC_AUTO_ENABLE": "0"},
+        check=True,
+    )
+    assert float(done.stdout) > 0
+    assert "another pair" in done.stderr
