@@ -110,8 +110,11 @@ def model_of(llm: Any) -> Any:
 
 def zero_blocks(llm: Any, first: int) -> None:
     """Zero the KV blocks from a number on, in every layer; the engine must be in this process."""
-    for cache in runner_of(llm).kv_caches:
-        cache[first:].zero_()
+    import torch
+
+    with torch.inference_mode():  # as they may have been made
+        for cache in runner_of(llm).kv_caches:
+            cache[first:].zero_()
 
 
 def weights_bytes(llm: Any) -> int:
@@ -154,16 +157,17 @@ def fill_weights(model: Any) -> None:
     """
     import torch
 
-    for name, parameter in model.named_parameters():
-        data = parameter.data
-        if data.dim() < 2:
-            data.fill_(1)
-            continue
-        generator = torch.Generator(data.device).manual_seed(zlib.crc32(name.encode()))
-        spread = 1.0 if "embed" in name else data.shape[-1] ** -0.5
-        data.normal_(0, spread, generator=generator)
-        if "qkv_proj" in name:
-            data.mul_(1.5)
+    with torch.inference_mode():  # as they may have been made
+        for name, parameter in model.named_parameters():
+            data = parameter.data
+            if data.dim() < 2:
+                data.fill_(1)
+                continue
+            generator = torch.Generator(data.device).manual_seed(zlib.crc32(name.encode()))
+            spread = 1.0 if "embed" in name else data.shape[-1] ** -0.5
+            data.normal_(0, spread, generator=generator)
+            if "qkv_proj" in name:
+                data.mul_(1.5)
 
 
 def answer(found: dict[str, Any]) -> None:
