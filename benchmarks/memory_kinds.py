@@ -176,13 +176,13 @@ def split_sweep(size_gib: int) -> None:
         torch.cuda.empty_cache()
 
 
-class SmallAllocations(threading.Thread):
-    """A thread that times small allocations, from torch's cache and, seldom, from the driver."""
+class Allocations(threading.Thread):
+    """A thread that times small allocations that torch's cache serves, or new segments in HBM."""
 
-    def __init__(self) -> None:
+    def __init__(self, new_segments: bool) -> None:
         super().__init__()
-        self.cached_s: list[float] = []
-        self.new_s: list[float] = []
+        self.times_s: list[float] = []
+        self._new_segments = new_segments
         self._done = threading.Event()
         self.start()
 
@@ -190,21 +190,13 @@ class SmallAllocations(threading.Thread):
         """Allocate until it is to end."""
         kept: list[torch.Tensor] = []
         while not self._done.is_set():
-            for _ in range(50):
-                start = time.perf_counter()
-                torch.empty(3 * MIB, dtype=torch.uint8, device="cuda")
-                torch.empty(256, dtype=torch.uint8, device="cuda")
-                self.cached_s.append(time.perf_counter() - start)
-                time.sleep(0.0005)
-            # Larger than the segment that the 3 MiB above have, so never a part of that.
             start = time.perf_counter()
-            kept.append(torch.empty(22 * MIB, dtype=torch.uint8, device="cuda"))
-            self.new_s.append(time.perf_counter() - start)
-
-    def forget(self) -> None:
-        """Begin anew."""
-        self.cached_s.clear()
-        self.new_s.clear()
+            if self._new_segments:
+                kept.append(torch.empty(22 * MIB, dtype=torch.uint8, device="cuda"))
+            else:
+                torch.empty(256, dtype=torch.uint8, device="cuda")
+            self.times_s.append(time.perf_counter() - start)
+            time.sleep(0.03 if self._new_segments else 0.0005)
 
     def end(self) -> None:
         """End it, and wait."""
@@ -212,31 +204,35 @@ class SmallAllocations(threading.Thread):
         self.join()
 
     def longest(self) -> str:
-        """Return the longest times, and how many allocations there were."""
-        cached, new = sorted(self.cached_s), sorted(self.new_s)
-        return (
-            f"cached {cached[-1] * 1e3:.2f} ms of {len(cached)} (99 % under "
-            f"{cached[len(cached) * 99 // 100] * 1e3:.2f}), new segments {new[-1] * 1e3:.2f} ms "
-            f"of {len(new)}"
-        )
+        """Return the longest time, and how many allocations there were, and forget them."""
+        times = sorted(self.times_s)
+        self.times_s.clear()
+        return f"{times[-1] * 1e3:.2f} ms of {len(times)}"
 
 
 def stalls() -> None:
-    """Print how long small allocations took at most while another thread brings memory up."""
+    """Print how long others' allocations took at most while a thread brings memory up.
+
+    Who needs a new segment waits for the driver, and holds torch's lock meanwhile; so the cached
+    requests of a third thread wait too.
+    """
     for kind, size_gib in itertools.product(("pinned", "numa", "split"), (1, 8, 32)):
-        small = SmallAllocations()
-        time.sleep(0.3)  # what it does first takes longer
-        small.forget()
+        cached, new = Allocations(new_segments=False), Allocations(new_segments=True)
+        time.sleep(0.3)  # what they do first takes longer
+        cached.longest(), new.longest()
         time.sleep(1.5)
-        alone = small.longest()
-        small.forget()
+        alone = f"cached {cached.longest()}, new segments {new.longest()}"
         start = time.perf_counter()
         tensor = tensor_in(kind, size_gib * GIB)
         took = time.perf_counter() - start
         time.sleep(0.05)  # at least one of each
-        small.end()
-        print(f"{kind:6s} {size_gib:2d} GiB up in {took:6.2f} s; longest beside it: ", end="")
-        print(f"{small.longest()}; alone: {alone}", flush=True)
+        cached.end()
+        new.end()
+        print(
+            f"{kind:6s} {size_gib:2d} GiB up in {took:6.2f} s; longest beside it: cached "
+            f"{cached.longest()}, new segments {new.longest()}; alone: {alone}",
+            flush=True,
+        )
         del tensor
         torch.cuda.empty_cache()
 
