@@ -29,8 +29,10 @@ struct Known {
 
 // A leaf lock over the tables; ranges are made and released outside of it. Leaked like State.
 struct Registry {
+  using Ranges = std::map<const void*, std::shared_ptr<Known>>;
+
   std::mutex mutex;
-  std::map<const void*, std::shared_ptr<Known>> ranges;
+  Ranges ranges;
   std::array<std::vector<DeviceIndex>, kMaxDevices> readers;
 };
 
@@ -44,6 +46,12 @@ std::shared_ptr<Known> find(const void* base) {
   std::lock_guard<std::mutex> lock(all.mutex);
   const auto found = all.ranges.find(base);
   return found == all.ranges.end() ? nullptr : found->second;
+}
+
+Registry::Ranges::node_type take(const void* base) {
+  auto& all = registry();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  return all.ranges.extract(base);
 }
 
 std::vector<DeviceIndex> readers_of(DeviceIndex owner) {
@@ -74,13 +82,16 @@ void* new_range(Bytes size, Bytes device_part, SplitLayout layout, DeviceIndex d
 }
 
 cudaError_t free_range(void* base) noexcept {
-  const auto known = find(base);
-  if (known == nullptr) return cudaErrorInvalidValue;
+  // Taken out first: once its addresses are given back, a new range may have them.
+  auto taken = take(base);
+  if (taken.empty()) return cudaErrorInvalidValue;
+  const auto known = taken.mapped();
   std::lock_guard<std::mutex> changing(known->changing);
   const cudaError_t status = known->range.release();
+  if (status == cudaSuccess) return status;
   auto& all = registry();
   std::lock_guard<std::mutex> lock(all.mutex);
-  if (status == cudaSuccess) all.ranges.erase(base);
+  all.ranges.insert(std::move(taken));
   return status;
 }
 
