@@ -10,6 +10,8 @@ from egm_alloc import _C
 from egm_alloc.config import check_device_fraction, check_field
 from egm_alloc.control import get_config, is_enabled
 
+MIN_BYTES = 1 << 20  # the smallest that a block places, unless it says otherwise
+
 _tags: list[str] = [""]  # by number; number 0 is "no tag"
 _tags_lock = threading.Lock()
 
@@ -74,7 +76,7 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
         device_fraction: float | None = None,
         layout: str | None = None,
         tag: str | None = None,
-        min_bytes: int = 1 << 20,
+        min_bytes: int = MIN_BYTES,
     ) -> None:
         self._backing = str(check_field("backing", backing, "backing"))
         if device_fraction is not None:

@@ -10,7 +10,7 @@ import torch
 import egm_alloc
 from egm_alloc.vllm.kv_cache import Boundary
 from egm_alloc.vllm.settings import KV, WEIGHTS
-from egm_alloc.vllm.weights import kv_bytes_per_token
+from egm_alloc.vllm.weights import fits_length_to_cache, kv_bytes_per_token
 
 logger = logging.getLogger("vllm.egm_alloc")
 
@@ -57,10 +57,10 @@ def log_costs(
         tokens = f", {blocks * tokens_a_block} tokens" if tokens_a_block else ""
         return f"{_gib(blocks * boundary.block_bytes)} ({blocks} blocks{tokens})"
 
-    in_hbm = worker.model_runner.model_memory_usage - extended_weights
     lines = [
         f"egm_alloc on cuda:{device} ({torch.cuda.get_device_name(device)}):",
-        f"  weights: {_gib(in_hbm)} in HBM, {_gib(extended_weights)} on the host",
+        f"  weights: {_gib(_weights_in_hbm(worker, extended_weights))} in HBM, "
+        f"{_gib(extended_weights)} on the host",
         f"  KV cache: {kv_part(boundary.hbm_blocks)} in HBM, "
         f"{kv_part(boundary.extended_blocks)} on the host",
     ]
@@ -81,7 +81,7 @@ def log_costs(
     logger.info("\n".join(lines))
 
 
-def warn_of_small_kv_cache(worker: Any, in_hbm: int, extended: int, weights: int) -> None:
+def warn_of_small_kv_cache(worker: Any, in_hbm: int, extended: int, extended_weights: int) -> None:
     """Say what to change if the KV cache cannot hold a sequence: vLLM's own error names other ways.
 
     Parameters
@@ -90,18 +90,18 @@ def warn_of_small_kv_cache(worker: Any, in_hbm: int, extended: int, weights: int
         vLLM's.
     in_hbm, extended : int
         Bytes for the KV cache in HBM, below zero if activations lack room too, and on the host.
-    weights : int
-        Bytes of HBM that the weights take.
+    extended_weights : int
+        Bytes of the weights that are not in HBM.
     """
-    model = worker.vllm_config.model_config
-    # vLLM fits a length of -1 to the KV cache that it finds.
-    length = 1 if getattr(model, "original_max_model_len", None) == -1 else model.max_model_len
-    needed = length * kv_bytes_per_token(worker.vllm_config)
+    config = worker.vllm_config
+    length = 1 if fits_length_to_cache(config) else config.model_config.max_model_len
+    needed = length * kv_bytes_per_token(config)
     if in_hbm > 0 and in_hbm + extended >= needed:
         return
     ways = "a lower max_num_batched_tokens or max_num_seqs, a higher gpu_memory_utilization"
     if in_hbm > 0:
         ways = f"a lower max_model_len, more {KV}"
+    weights = _weights_in_hbm(worker, extended_weights)
     if weights >= _GIB // 100:
         ways = f"a {WEIGHTS} below the {_gib(weights)} that the weights take now, {ways}"
     logger.warning(
@@ -113,6 +113,10 @@ def warn_of_small_kv_cache(worker: Any, in_hbm: int, extended: int, weights: int
         _gib(needed),
         ways,
     )
+
+
+def _weights_in_hbm(worker: Any, extended: int) -> int:
+    return int(worker.model_runner.model_memory_usage) - extended
 
 
 def _gib(size: int) -> str:

@@ -157,8 +157,7 @@ def determine_available_memory(worker: Any, step: Step, *rest: Any, **options: A
     if not worker.cache_config.kv_cache_memory_bytes:
         in_hbm -= kv_cache.idle_bytes(worker.device.index)
     if state.bounds_weights:
-        in_hbm_of_weights = worker.model_runner.model_memory_usage - state.extended_weights_bytes
-        report.warn_of_small_kv_cache(worker, in_hbm, state.kv_bytes, in_hbm_of_weights)
+        report.warn_of_small_kv_cache(worker, in_hbm, state.kv_bytes, state.extended_weights_bytes)
     if in_hbm <= 0:  # vLLM's own error follows
         _drop_stock(worker)
         return in_hbm

@@ -10,9 +10,9 @@ from torch.overrides import TorchFunctionMode
 
 import egm_alloc
 from egm_alloc import _C
+from egm_alloc.placement import MIN_BYTES
 
 _GIB = 1 << 30
-_SMALLEST = 1 << 20  # the smallest that `egm_alloc.place` places
 
 # Calls that make a tensor from nothing but arguments, so that its size can be asked beforehand.
 _FACTORIES = frozenset(
@@ -85,7 +85,7 @@ class Placement(TorchFunctionMode):
             size = _size_on_gpu(func, args, kwargs)
             if size is None:  # the room may be used up by now
                 over = self._over or self._in_hbm(self._device) >= self._most
-            elif size >= _SMALLEST:
+            elif size >= MIN_BYTES:
                 over = self._over = self._in_hbm(self._device) + size > self._most
         if not over:
             return func(*args, **kwargs)
@@ -181,10 +181,14 @@ def default_hbm_bytes(vllm_config: Any, room: int, extended_kv: bool) -> int:
     kv = vllm_config.cache_config.kv_cache_memory_bytes
     if not kv:
         kv = room // (32 if extended_kv else 8)
-        # vLLM fits a length of -1 to the KV cache that it finds.
-        if getattr(model, "original_max_model_len", None) != -1:
+        if not fits_length_to_cache(vllm_config):
             kv = min(kv, kv_bytes_per_token(vllm_config) * model.max_model_len)
     return max(0, int(room - max(activations, sampling) - kernels - kv))
+
+
+def fits_length_to_cache(vllm_config: Any) -> bool:
+    """Return whether vLLM takes the length of a sequence from the KV cache that it finds (-1)."""
+    return getattr(vllm_config.model_config, "original_max_model_len", None) == -1
 
 
 def kv_bytes_per_token(vllm_config: Any) -> int:

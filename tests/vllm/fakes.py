@@ -151,3 +151,11 @@ class Worker:
     def initialize_from_config(self, kv_cache_config: Config) -> None:
         """Allocate the KV cache."""
         self.model_runner.initialize_kv_cache(kv_cache_config)
+
+
+def bytes_for_kv_cache(worker: Worker) -> int:
+    """Return what the plugin makes of what a worker finds for the KV cache."""
+    # Here: a process that only has the fakes must not import egm_alloc by that.
+    from egm_alloc.vllm import steps
+
+    return steps.determine_available_memory(worker, worker.determine_available_memory)

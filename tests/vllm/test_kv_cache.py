@@ -18,7 +18,16 @@ from egm_alloc.vllm.settings import Settings
 from tests.allocator.conftest import wait_for
 from tests.simulator import sim
 from tests.simulator.host import write_host
-from tests.vllm.fakes import GIB, MIB, Config, Runner, Tensor, Worker, config_of
+from tests.vllm.fakes import (
+    GIB,
+    MIB,
+    Config,
+    Runner,
+    Tensor,
+    Worker,
+    bytes_for_kv_cache,
+    config_of,
+)
 
 
 @given(
@@ -103,7 +112,7 @@ def test_link_that_cannot_be_measured_does_not_end_a_start(
     monkeypatch.setattr(report, "read_bytes_per_second", fail)
     worker = Worker()
     worker.in_hbm = 128 * MIB
-    available = steps.determine_available_memory(worker, worker.determine_available_memory)
+    available = bytes_for_kv_cache(worker)
     with caplog.at_level("INFO", logger="vllm.egm_alloc"):
         steps.initialize_from_config(
             worker, worker.initialize_from_config, config_of(available // (2 * MIB), MIB)
@@ -188,7 +197,7 @@ def test_kv_cache_goes_as_far_beyond_hbm_as_the_setting_says(
     monkeypatch.setenv("EGM_ALLOC_VLLM_KV_GIB", "0.125")
     worker = Worker()
     worker.in_hbm = 128 * MIB
-    available = steps.determine_available_memory(worker, worker.determine_available_memory)
+    available = bytes_for_kv_cache(worker)
     assert available == 256 * MIB
     config = config_of(available // (2 * MIB), page_bytes=MIB)
     with caplog.at_level("INFO", logger="vllm.egm_alloc"):
@@ -217,7 +226,7 @@ def test_host_memory_comes_up_while_the_model_is_loaded_and_profiled(
     assert (stock is None) == (size == "auto")  # which is found out after loading
     if stock is not None:
         wait_for(lambda: stock.held_bytes == ahead)
-    available = steps.determine_available_memory(worker, worker.determine_available_memory)
+    available = bytes_for_kv_cache(worker)
     config = config_of(available // (2 * MIB), page_bytes=MIB)
     wait_for(lambda: worker.egm_alloc_stock.held_bytes == ahead)
     with sim.call_log() as log:
@@ -257,7 +266,7 @@ def test_start_that_fails_gives_host_memory_back_though_the_worker_lives(
     # Another try begins anew.
     worker.in_hbm = 128 * MIB
     steps.load_model(worker, worker.load_model)
-    steps.determine_available_memory(worker, worker.determine_available_memory)
+    bytes_for_kv_cache(worker)
     config = config_of(128, page_bytes=MIB)
     steps.initialize_from_config(worker, worker.initialize_from_config, config)
     assert len(worker.model_runner.kv_caches) == 2
@@ -320,7 +329,7 @@ def test_engines_one_after_the_other_leave_nothing_on_the_host(
         worker = Worker(runner=Runner(torch.device("cuda:0"), weight_bytes=32 * MIB))
         worker.in_hbm = 128 * MIB
         steps.load_model(worker, worker.load_model)
-        available = steps.determine_available_memory(worker, worker.determine_available_memory)
+        available = bytes_for_kv_cache(worker)
         config = config_of(available // (2 * MIB), page_bytes=MIB)
         steps.initialize_from_config(worker, worker.initialize_from_config, config)
         assert sim.host_numa()["taken"] > before
@@ -352,7 +361,7 @@ def test_stock_is_in_pieces_that_are_small_beside_a_tensor(
 @pytest.mark.simulated
 def test_without_the_setting_the_kv_cache_is_vllms() -> None:
     worker = Worker()
-    assert steps.determine_available_memory(worker, worker.determine_available_memory) == GIB
+    assert bytes_for_kv_cache(worker) == GIB
     config = config_of(64, page_bytes=MIB)
     steps.initialize_from_config(worker, worker.initialize_from_config, config)
     assert {egm_alloc.info(cache).tier for cache in worker.model_runner.kv_caches} == {"device"}
@@ -363,7 +372,7 @@ def test_activations_that_do_not_fit_stay_vllms_error(monkeypatch: pytest.Monkey
     monkeypatch.setenv("EGM_ALLOC_VLLM_KV_GIB", "1")
     worker = Worker()
     for worker.in_hbm in (-MIB, 0):
-        available = steps.determine_available_memory(worker, worker.determine_available_memory)
+        available = bytes_for_kv_cache(worker)
         assert available == worker.in_hbm
 
 
@@ -374,7 +383,7 @@ def test_a_report_that_fails_does_not_end_the_start(
     monkeypatch.setenv("EGM_ALLOC_VLLM_KV_GIB", "0.125")
     worker = Worker()
     del worker.model_runner.model_memory_usage
-    steps.determine_available_memory(worker, worker.determine_available_memory)
+    bytes_for_kv_cache(worker)
     config = config_of(128, page_bytes=MIB)
     steps.initialize_from_config(worker, worker.initialize_from_config, config)
     assert len(worker.model_runner.kv_caches) == 2
@@ -393,7 +402,7 @@ def test_tokens_are_not_said_where_blocks_are_shared(
         worker.parallel_config.decode_context_parallel_size = 2
     else:
         config.kv_cache_groups *= 2
-    steps.determine_available_memory(worker, worker.determine_available_memory)
+    bytes_for_kv_cache(worker)
     with caplog.at_level("INFO", logger="vllm.egm_alloc"):
         steps.initialize_from_config(worker, worker.initialize_from_config, config)
     assert "blocks)" in caplog.text

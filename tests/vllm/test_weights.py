@@ -11,7 +11,15 @@ import egm_alloc
 from egm_alloc.vllm import steps, weights
 from egm_alloc.vllm.weights import Placement, default_hbm_bytes, kv_bytes_per_token
 from tests.simulator import sim
-from tests.vllm.fakes import GIB, MIB, Runner, Worker, config_of, vllm_config
+from tests.vllm.fakes import (
+    GIB,
+    MIB,
+    Runner,
+    Worker,
+    bytes_for_kv_cache,
+    config_of,
+    vllm_config,
+)
 
 pytestmark = pytest.mark.simulated
 
@@ -182,7 +190,7 @@ def test_books_of_vllm_give_the_same_kv_budget_with_weights_on_the_host() -> Non
         torch.cuda.empty_cache()
         other = sim.hbm()["taken"] - torch.cuda.memory_reserved() - before
         worker.in_hbm = GIB - other - worker.model_runner.model_memory_usage
-        return steps.determine_available_memory(worker, worker.determine_available_memory)
+        return bytes_for_kv_cache(worker)
 
     for weight_bytes in (32 * MIB, 8 * MIB + 512, 13 * MIB):
         assert budget(GIB, weight_bytes) >= GIB - 4 * weight_bytes - 32 * MIB
@@ -262,14 +270,14 @@ def test_no_room_beside_the_weights_names_the_setting(
 ) -> None:
     worker = Worker()
     worker.in_hbm = -MIB
-    assert steps.determine_available_memory(worker, worker.determine_available_memory) == -MIB
+    assert bytes_for_kv_cache(worker) == -MIB
     assert "EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB" not in caplog.text  # no bound is at fault
     monkeypatch.setenv("EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB", "1.5")
     worker = Worker()
     worker.in_hbm = -MIB
     steps.load_model(worker, worker.load_model)
     worker.model_runner.model_memory_usage = GIB
-    assert steps.determine_available_memory(worker, worker.determine_available_memory) == -MIB
+    assert bytes_for_kv_cache(worker) == -MIB
     assert "a EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB below the 1.00 GiB" in caplog.text
     assert "a lower max_num_batched_tokens" in caplog.text
 
@@ -282,7 +290,7 @@ def test_no_room_though_all_weights_are_on_the_host_names_what_helps(
     worker.in_hbm = 0
     steps.load_model(worker, lambda: None)
     worker.model_runner.model_memory_usage = 0
-    steps.determine_available_memory(worker, worker.determine_available_memory)
+    bytes_for_kv_cache(worker)
     assert "WEIGHTS_HBM_GIB" not in caplog.text
     assert "What helps: a lower max_num_batched_tokens or max_num_seqs, a higher" in caplog.text
 
@@ -295,14 +303,14 @@ def test_cache_too_small_for_one_sequence_names_what_helps(
     worker = Worker(config)
     worker.in_hbm = 31 * GIB
     steps.load_model(worker, worker.load_model)
-    steps.determine_available_memory(worker, worker.determine_available_memory)
+    bytes_for_kv_cache(worker)
     assert "HBM has 31.00 GiB left for the KV cache and the host 0.00 GiB" in caplog.text
     assert "a sequence of 1048576 tokens needs about 32.00 GiB" in caplog.text
     assert "a lower max_model_len, more EGM_ALLOC_VLLM_KV_GIB" in caplog.text
     caplog.clear()
     worker.in_hbm = 33 * GIB
-    steps.determine_available_memory(worker, worker.determine_available_memory)
+    bytes_for_kv_cache(worker)
     config.model_config.original_max_model_len = -1
     worker.in_hbm = GIB
-    steps.determine_available_memory(worker, worker.determine_available_memory)
+    bytes_for_kv_cache(worker)
     assert "What helps" not in caplog.text
