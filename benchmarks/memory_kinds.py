@@ -203,7 +203,7 @@ class Allocations(threading.Thread):
         self._done.set()
         self.join()
 
-    def longest(self) -> str:
+    def take_longest(self) -> str:
         """Return the longest time, and how many allocations there were, and forget them."""
         times = sorted(self.times_s)
         self.times_s.clear()
@@ -219,9 +219,10 @@ def stalls() -> None:
     for kind, size_gib in itertools.product(("pinned", "numa", "split"), (1, 8, 32)):
         cached, new = Allocations(new_segments=False), Allocations(new_segments=True)
         time.sleep(0.3)  # what they do first takes longer
-        cached.longest(), new.longest()
+        for thread in (cached, new):
+            thread.take_longest()
         time.sleep(1.5)
-        alone = f"cached {cached.longest()}, new segments {new.longest()}"
+        alone = f"cached {cached.take_longest()}, new segments {new.take_longest()}"
         start = time.perf_counter()
         tensor = tensor_in(kind, size_gib * GIB)
         took = time.perf_counter() - start
@@ -230,7 +231,7 @@ def stalls() -> None:
         new.end()
         print(
             f"{kind:6s} {size_gib:2d} GiB up in {took:6.2f} s; longest beside it: cached "
-            f"{cached.longest()}, new segments {new.longest()}; alone: {alone}",
+            f"{cached.take_longest()}, new segments {new.take_longest()}; alone: {alone}",
             flush=True,
         )
         del tensor

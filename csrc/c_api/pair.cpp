@@ -21,16 +21,6 @@ egm::Placement pair_placement(Bytes size) {
   return placement;
 }
 
-void* acquire(const egm::Request& request, const egm::Placement& placement,
-              egm::HintFailures& hints) {
-  try {
-    return egm::acquire_segment(request, placement, egm::SegmentOwner::kPair, &hints);
-  } catch (const std::exception& error) {
-    egm::count_refusal(request.device, placement.backing, egm::refusal_of(error));
-    throw;
-  }
-}
-
 void report(const std::string& problem, const char* consequence) {
   if (problem.empty()) return;
   std::fprintf(stderr, "[managed_alloc] %s (%s)\n", problem.c_str(), consequence);
@@ -49,14 +39,16 @@ EGM_ALLOC_EXPORT void* managed_malloc(size_t size, int device, cudaStream_t) {
       throw egm::CudaError("cudaSetDevice(" + std::to_string(device) + ") failed: invalid device",
                            cudaErrorInvalidDevice);
     }
-    const egm::Placement placement = pair_placement(Bytes(size));
+    const egm::Request request{Bytes(size), device};
+    const egm::Placement placement = pair_placement(request.size);
     egm::HintFailures hints;
-    void* const base = acquire({Bytes(size), device}, placement, hints);
-    egm::state().ledger.pair_allocated(device, placement.backing, Bytes(size));
+    void* const base = egm::acquire_segment(request, placement, egm::SegmentOwner::kPair, &hints);
+    egm::state().ledger.pair_allocated(device, placement.backing, request.size);
     report(hints.advice, "the memory is usable, without this advice");
     report(hints.prefetch, "will use on-demand migration");
     return base;
   } catch (const std::exception& error) {
+    egm::count_refusal(device, egm::BackingKind::kManaged, egm::refusal_of(error));
     report(error.what(), "returning null");
     return nullptr;
   }

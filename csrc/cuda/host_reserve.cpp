@@ -167,8 +167,8 @@ HostClaim::HostClaim(const Request& request, const Placement& placement,
   }
 }
 
-bool HostClaim::wait_for_room(const Request& request, const Placement& placement) {
-  return !HostClaim(request.device).book_when_possible(request, placement, nullptr);
+void HostClaim::wait_for_room(const Request& request, const Placement& placement) {
+  HostClaim(request.device).book_when_possible(request, placement, nullptr);
 }
 
 std::optional<NoRoom> HostClaim::book_when_possible(const Request& request,

@@ -17,6 +17,9 @@ namespace egm {
 
 struct NoRoom;
 
+// For `give_up`, of who does not wait at all.
+inline const std::atomic<bool> kAtOnce{true};
+
 // Host memory of a segment that is about to be acquired, booked until it is there: until then the
 // kernel does not count it.
 class HostClaim {
@@ -27,8 +30,8 @@ class HostClaim {
   HostClaim(const Request& request, const Placement& placement,
             const std::atomic<bool>* give_up = nullptr);
   ~HostClaim();
-  // Waits as the above does and claims nothing. False if there is no room then.
-  static bool wait_for_room(const Request& request, const Placement& placement);
+  // Waits as the above does, and claims nothing.
+  static void wait_for_room(const Request& request, const Placement& placement);
   // The memory is there: the claim has become what it takes of the host's node by cuMemCreate, or
   // what a managed segment has promised.
   void settle(Bytes of_node, const Segment* managed = nullptr);

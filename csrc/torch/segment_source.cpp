@@ -5,6 +5,7 @@
 
 #include "core/state.h"
 #include "cuda/errors.h"
+#include "cuda/host_reserve.h"
 
 namespace egm {
 
@@ -24,7 +25,6 @@ void* ReadySegment::take(size_t nbytes) {
 
 // It does not wait for host memory, as everybody would who waits for torch's lock.
 void* SegmentSource::raw_alloc(size_t nbytes) {
-  static const std::atomic<bool> at_once{true};
   Diversion unattended;
   Diversion* const current = this_thread().diversion;
   Diversion& diversion = current != nullptr ? *current : unattended;
@@ -33,7 +33,7 @@ void* SegmentSource::raw_alloc(size_t nbytes) {
     void* base = diversion.ready ? diversion.ready->take(nbytes) : nullptr;
     if (base == nullptr) {
       const Request request{Bytes(nbytes), device_, diversion.stream, hbm_otherwise()};
-      base = acquire_segment(request, placement_, SegmentOwner::kTorch, &hints, &at_once);
+      base = acquire_segment(request, placement_, SegmentOwner::kTorch, &hints, &kAtOnce);
     }
     ++segments_;
     diversion.missed = true;

@@ -3,12 +3,12 @@
 #include <c10/core/AllocatorConfig.h>
 #include <c10/cuda/CUDAFunctions.h>
 
-#include <atomic>
 #include <stdexcept>
 #include <utility>
 
 #include "core/state.h"
 #include "cuda/errors.h"
+#include "cuda/host_reserve.h"
 #include "cuda/mapped_ranges.h"
 #include "torch/thread_scopes.h"
 #include "torch/tiered_allocator.h"
@@ -91,10 +91,9 @@ void TieredAllocator::restore_device_part(Device& own, const Placement& placemen
                                           const void* served) {
   const auto segment = state().segments.find(served);
   if (!segment || own.recordings.any()) return;
-  static const std::atomic<bool> at_once{true};
   try {
     set_device_part(segment->base, device_share(segment->size, placement.device_fraction),
-                    &at_once);
+                    &kAtOnce);
   } catch (const std::runtime_error&) {
     // HBM or the host is short of it.
   }
