@@ -16,7 +16,14 @@ import torch
 
 import egm_alloc
 from egm_alloc import control
-from tests.simulator import sim
+from tests.simulator import environment, sim
+
+
+def pytest_configure() -> None:
+    """Give each worker of pytest-xdist a host of its own: it came with that of all."""
+    if sim.active and "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ["EGM_SIM_HOST_ROOT"] = environment(sim.machine)["EGM_SIM_HOST_ROOT"]
+        sim.set_host_root(os.environ["EGM_SIM_HOST_ROOT"])
 
 
 def pytest_collection_finish() -> None:

@@ -62,7 +62,9 @@ def environment(
     named = {**variables, **{name: value for name, value in (extra or {}).items() if value}}
     total_gib = float(named.get("EGM_SIM_HOST_GIB", DEFAULT_HOST_GIB))
     egm_gib = float(named.get("EGM_SIM_EGM_GIB", EGM_GIB.get(machine, 0)))
-    host = objects[0].parent / f"host-{total_gib:g}-{egm_gib:g}"
+    # Tests that run side by side do not see each other's bookings of host memory.
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    host = objects[0].parent / f"host-{total_gib:g}-{egm_gib:g}{worker and '-' + worker}"
     variables["EGM_SIM_HOST_ROOT"] = str(write_host(host, total_gib, 0.9 * total_gib, egm_gib))
     # cuDNN is not simulated; attention has other kernels to choose from.
     variables["TORCH_CUDNN_SDPA_DEPRIORITIZED"] = "1"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.allocator.conftest import Background
+import egm_alloc
+from tests.allocator.conftest import Background, block
 from tests.simulator import ScriptError, launch, run_script
 
 EITHER_WAY = pytest.mark.parametrize("fresh", [False, True], ids=["forked", "fresh"])
@@ -127,3 +128,18 @@ def test_file_runs_as_a_program(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text("import sys; print(__file__, sys.argv[1:])")
     assert run_script(program, "a").stdout == f"{program} ['a']\n"
+
+
+def test_workers_of_pytest_do_not_share_their_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = """
+        import egm_alloc, torch
+        torch.cuda.init()
+        egm_alloc.stats()
+        print(egm_alloc._C.host_bookings()["other_processes"])
+    """
+    egm_alloc.enable(threshold_gib=1 / 1024, preferred_location="host", spill=False)
+    kept = block(4 << 20)
+    assert run_script(script).stdout == "1\n"
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "another")
+    assert run_script(script).stdout == "0\n"
+    del kept
