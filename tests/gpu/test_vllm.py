@@ -193,8 +193,9 @@ def test_tokens_depend_on_what_is_in_extended_blocks(engines: Engines) -> None:
 
 
 def test_kv_connector_beside_weights_on_the_host(engines: Engines) -> None:
-    connector = {**KV, "enable_prefix_caching": True, "kv_offloading_size": 1}
-    twice = {**LOAD, "repeat": 2, "one_by_one": 1}
+    # HBM holds six sequences, the connector all.
+    connector = {**KV_OF_LESS_THAN_ONE, "enable_prefix_caching": True, "kv_offloading_size": 1}
+    twice = {**LOAD, "sequences": 12, "repeat": 2, "one_by_one": 1}
     expected, _ = engines.serve(connector, {}, twice)
     found, _ = engines.serve(connector, {"EGM_ALLOC_VLLM_WEIGHTS_HBM_GIB": "0.2"}, twice)
     assert found["offloaded_bytes"] > 64 * MIB
