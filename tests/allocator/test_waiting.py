@@ -114,3 +114,25 @@ print("done")
 def test_bring_up_beside_cached_blocks_that_torch_will_not_split() -> None:
     split = {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}
     assert "done" in run_script(BRING_UP_BESIDE_LARGE_BLOCKS, env=split).stdout
+
+
+SEGMENT_BESIDE_A_CACHED_BLOCK = """
+import egm_alloc
+from tests.allocator.conftest import Background, block
+from tests.simulator import sim
+egm_alloc.enable(threshold_gib=64, spill=False)
+block(512)
+with sim.stall_call("cudaMalloc") as stall:
+    new = Background(lambda: block(64 << 20))
+    stall.wait_until_reached()
+    cached = Background(lambda: block(512))
+    cached.finish()
+    assert new.is_alive()
+new.finish()
+print("done")
+"""
+
+
+def test_cached_request_beside_a_segment_for_which_torch_lets_go_of_its_lock() -> None:
+    unlocked = {"PYTORCH_CUDA_ALLOC_CONF": "release_lock_on_cudamalloc:True"}
+    assert "done" in run_script(SEGMENT_BESIDE_A_CACHED_BLOCK, env=unlocked).stdout
