@@ -110,9 +110,9 @@ class Stats:
 
 
 def _device_index(device: Device | None) -> int:
-    if device is None:
+    if device is None or str(device) == "cuda":  # as in torch.cuda
         return torch.cuda.current_device() if torch.cuda.is_initialized() else 0
-    allowed = "a CUDA device with its index (1, 'cuda:1' or torch.device('cuda', 1)), or None"
+    allowed = "a CUDA device (1, 'cuda:1' or torch.device('cuda', 1)), or None for the current one"
     index = check_device_index("device", device, allowed)
     if torch.cuda.is_initialized() and index >= torch.cuda.device_count():
         raise ValueError(
@@ -128,7 +128,7 @@ def stats(device: Device | None = None) -> Stats:
     Parameters
     ----------
     device : int, str or torch.device, optional
-        The device; None for the current one.
+        The device; None or ``"cuda"`` for the current one.
 
     Returns
     -------
@@ -164,7 +164,7 @@ def reset_peak_stats(device: Device | None = None) -> None:
     Parameters
     ----------
     device : int, str or torch.device, optional
-        The device; None for the current one.
+        The device; None or ``"cuda"`` for the current one.
 
     Raises
     ------
@@ -215,7 +215,7 @@ def memory_summary(device: Device | None = None) -> str:
     Parameters
     ----------
     device : int, str or torch.device, optional
-        The device; None for the current one.
+        The device; None or ``"cuda"`` for the current one.
 
     Returns
     -------

@@ -76,7 +76,8 @@ def test_devices_are_counted_apart() -> None:
     for device in (1, "cuda:1", torch.device("cuda", 1), tensor.device):
         assert egm_alloc.stats(device).extended_tier.allocated_bytes == GIB
     with torch.cuda.device(1):
-        assert egm_alloc.stats().device == 1
+        for current in (None, "cuda", torch.device("cuda")):
+            assert egm_alloc.stats(current).device == 1
 
 
 @pytest.mark.simulated
