@@ -10,6 +10,7 @@ from typing import Any
 
 from vllm.v1.worker.gpu_worker import Worker as VllmWorker
 
+import egm_alloc
 from egm_alloc.vllm import steps
 from egm_alloc_vllm import is_switched_off
 
@@ -21,6 +22,8 @@ class Worker(VllmWorker):  # type: ignore[misc]
 
     def init_device(self) -> None:
         """Set up the device."""
+        if is_switched_off():  # importing the package has switched it on
+            egm_alloc.disable()
         self._do(steps.init_device, super().init_device)
 
     def load_model(self, *rest: Any, **options: Any) -> None:

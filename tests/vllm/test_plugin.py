@@ -231,13 +231,13 @@ def test_worker_class_that_is_switched_off_is_vllms(vllm: Path) -> None:
 import egm_alloc.vllm
 from tests.vllm.fakes import GIB, config_of, MIB
 worker = egm_alloc.vllm.Worker()
+worker.init_device()
 worker.load_model()
 assert worker.determine_available_memory() == GIB
 worker.initialize_from_config(config_of(64, MIB))
 print(worker.egm_alloc_state, egm_alloc.is_enabled())
 """
-    variables = {"EGM_ALLOC_VLLM": "off", "EGM_ALLOC_AUTO_ENABLE": "0"}
-    done = run(vllm, script, EGM_ALLOC_VLLM_KV_GIB="0.125", **variables)
+    done = run(vllm, script, EGM_ALLOC_VLLM_KV_GIB="0.125", EGM_ALLOC_VLLM="off")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["None", "False"]
 
