@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,17 @@ TABLE = Path(__file__).with_name("contract.json")
 
 # The text of a module of vLLM's by its dotted name; None if there is no such module.
 Reader = Callable[[str], str | None]
+
+
+def read_installed(module: str) -> str | None:
+    """Return the source of an installed module, without running it; None if there is none."""
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return None
+    if found is None or found.origin is None:
+        return None
+    return Path(found.origin).read_text("utf-8")
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,8 @@ KV_CACHE = (
         ("self",),
         ("kv_cache_memory_bytes", "requested_memory"),
     ),
+    Need("vllm.utils.mem_utils:memory_profiling", (), ("non_kv_cache_memory",)),
+    Need("vllm.utils.mem_utils:MemoryProfilingResult", (), ("non_torch_increase",)),
     _INITIALIZE_FROM_CONFIG,
     Need(
         "vllm.v1.engine.core:EngineCore.__init__",
@@ -132,6 +146,15 @@ def allocators(read: Reader) -> tuple[Need, ...]:
         _allocator("vllm.v1.worker.gpu_model_runner:GPUModelRunner._allocate_kv_cache_tensors"),
         _allocator("vllm.v1.worker.gpu.attn_utils:_allocate_kv_cache"),
     )
+
+
+def takes_reserved_off(read: Reader) -> bool:
+    """Return whether vLLM takes what torch has reserved off what is in use on the GPU.
+
+    Since 0.27 it goes by what the driver says is free, in which host memory has no part.
+    """
+    by_driver = Need("vllm.utils.mem_utils:MemoryProfilingResult", names=("total_consumed",))
+    return by_driver.examine(read)[1] is not None
 
 
 def table() -> dict[str, dict[str, dict[str, str | None]]]:

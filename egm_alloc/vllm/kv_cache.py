@@ -232,8 +232,8 @@ def make_managed(size: int, device: torch.device, boundary: Boundary) -> torch.T
 def idle_bytes(device: int) -> int:
     """Return the extended memory that torch holds and no tensor uses.
 
-    vLLM subtracts all that torch holds from what is in use on the GPU, and adds what tensors use,
-    so this much it takes for HBM that is free.
+    Up to 0.26 vLLM subtracts all that torch holds from what is in use on the GPU, and adds what
+    tensors use, so this much it takes for HBM that is free.
     """
     return sum(
         backing.reserved_bytes - backing.allocated_bytes

@@ -5,12 +5,10 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.metadata
-import importlib.util
 import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from egm_alloc.vllm import contract, steps
@@ -112,17 +110,6 @@ KV_CACHE = Part(
 )
 
 
-def read_installed(module: str) -> str | None:
-    """Return the source of an installed module, without running it; None if there is none."""
-    try:
-        found = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        return None
-    if found is None or found.origin is None:
-        return None
-    return Path(found.origin).read_text("utf-8")
-
-
 def install() -> None:
     """Patch vLLM in this process, as far as its version was checked and the settings ask for it.
 
@@ -147,18 +134,20 @@ def install() -> None:
 
 def _install_part(part: Part, version: str, allow_untested: bool) -> bool:
     """Make all patches of a part or, with a line in the log, none."""
-    needs = part.needs
-    if part is KV_CACHE:
-        needs += contract.allocators(read_installed)
-    reason = contract.why_not(needs, read_installed, version, allow_untested)
+    try:
+        needs = part.needs
+        if part is KV_CACHE:
+            needs += contract.allocators(contract.read_installed)
+        reason = contract.why_not(needs, contract.read_installed, version, allow_untested)
+        for patch in part.patches if reason is None else ():
+            patch.find()
+    except Exception as error:  # it cannot be read or imported; nothing is changed yet
+        reason = f"{type(error).__name__}: {error}"
     if reason is not None:
         logger.warning("egm_alloc: %s is off: %s", part.name, reason)
         if part is KV_CACHE:
             steps.forgo_kv_cache()
         return False
-    # What cannot be imported ends this before anything is changed.
-    for patch in part.patches:
-        patch.find()
     for patch in part.patches:
         patch.apply()
     if part is KV_CACHE:

@@ -18,7 +18,7 @@ import torch
 
 import egm_alloc
 from egm_alloc import _C
-from egm_alloc.vllm import host, kv_cache, kv_checks, report, weights
+from egm_alloc.vllm import contract, host, kv_cache, kv_checks, report, weights
 from egm_alloc.vllm.block_queue import HbmFirstQueue
 from egm_alloc.vllm.checks import check, places_weights_itself
 from egm_alloc.vllm.settings import KV, WEIGHTS, Settings, from_environment
@@ -154,7 +154,8 @@ def determine_available_memory(worker: Any, step: Step, *rest: Any, **options: A
     _begin_kv_stock(worker, state.settings, state.kv_bytes)
     with _stock_only_if_it_goes_well(worker):
         in_hbm = int(step(*rest, **options))
-    if not worker.cache_config.kv_cache_memory_bytes:
+    given = worker.cache_config.kv_cache_memory_bytes
+    if not given and contract.takes_reserved_off(contract.read_installed):
         in_hbm -= kv_cache.idle_bytes(worker.device.index)
     if state.bounds_weights:
         report.warn_of_small_kv_cache(worker, in_hbm, state.kv_bytes, state.extended_weights_bytes)

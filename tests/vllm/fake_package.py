@@ -18,6 +18,14 @@ SOURCES = {
                 from tests.vllm.fakes import vllm_config
                 return vllm_config(model__enable_sleep_mode="SLEEP" in os.environ)
         """,
+    "vllm/utils/__init__.py": "",
+    "vllm/utils/mem_utils.py": """
+        class MemoryProfilingResult:
+            non_torch_increase: int = 0
+        def memory_profiling():
+            non_kv_cache_memory = 0
+            yield non_kv_cache_memory
+        """,
     "vllm/v1/__init__.py": "",
     "vllm/model_executor/__init__.py": "",
     "vllm/model_executor/model_loader/__init__.py": "",

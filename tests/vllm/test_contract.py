@@ -75,3 +75,9 @@ def test_source_of_a_function_is_its_text_with_decorators() -> None:
     assert moved.sha256 == found.sha256
     assert source.find(text, "A.g") is None
     assert source.find(text, "A.f.x") is None
+
+
+def test_later_versions_go_by_what_the_driver_says_is_free() -> None:
+    older = "class MemoryProfilingResult:\n    non_torch_increase: int = 0\n"
+    assert contract.takes_reserved_off(lambda _: older)
+    assert not contract.takes_reserved_off(lambda _: older + "    total_consumed: int = 0\n")

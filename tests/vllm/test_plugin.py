@@ -173,12 +173,34 @@ def test_part_that_cannot_be_imported_is_off_whole(vllm: Path) -> None:
 from vllm.v1.worker.gpu_worker import Worker
 print(hasattr(Worker.determine_available_memory, "egm_alloc_step"))
 print(hasattr(Worker, "egm_alloc_extended_kv_bytes"))
+worker = Worker()
+worker.load_model()
+print(worker.egm_alloc_state.settings.kv_bytes, worker.egm_alloc_stock)
 """
     )
     done = run(vllm, script, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["False", "False"]
-    assert "no_such_module" in done.stderr
+    # Weights leave room for vLLM's own KV cache, and no host memory is taken for another.
+    assert done.stdout.split() == ["False", "False", "0", "None"]
+    assert "KV cache in host memory is off: ModuleNotFoundError: No module" in done.stderr
+
+
+@pytest.mark.simulated
+def test_part_whose_source_cannot_be_read_is_off_and_the_others_are_on(vllm: Path) -> None:
+    (vllm / "vllm/v1/core/block_pool.py").write_bytes(b"# \xff\n")
+    script = (
+        START
+        + """
+from vllm.v1.worker.gpu_worker import Worker
+worker = Worker()
+worker.load_model()
+print(worker.egm_alloc_state.settings.kv_bytes, worker.egm_alloc_stock)
+"""
+    )
+    done = run(vllm, script, EGM_ALLOC_VLLM_KV_GIB="0.125", **UNTESTED)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0", "None"]
+    assert "KV cache in host memory is off: UnicodeDecodeError: " in done.stderr
 
 
 @pytest.mark.simulated

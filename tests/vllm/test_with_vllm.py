@@ -86,5 +86,5 @@ def test_prefix_in_a_free_block_is_found_and_taken_out_of_the_queue(pool: Any) -
 def test_source_at_hand_is_the_one_that_was_checked() -> None:
     version = importlib.metadata.version("vllm")
     for part in (plugin.CHECKS, plugin.WEIGHTS, plugin.KV_CACHE):
-        needs = (*part.needs, *contract.allocators(plugin.read_installed))
-        assert contract.why_not(needs, plugin.read_installed, version, False) is None
+        needs = (*part.needs, *contract.allocators(contract.read_installed))
+        assert contract.why_not(needs, contract.read_installed, version, False) is None
