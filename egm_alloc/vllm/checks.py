@@ -92,9 +92,11 @@ def _has_own_pool(vllm_config: Any) -> bool:
 
 def _hidden_by_ray(parallel: Any) -> str | None:
     """Return why the workers do not see the settings, and what to do; None if they see them."""
+    if parallel.distributed_executor_backend != "ray":
+        return None
     name = "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY"
-    copied = os.environ.get(name, "").split(",")
-    if parallel.distributed_executor_backend != "ray" or "EGM_ALLOC_" in copied:
+    prefixes = tuple(filter(None, map(str.strip, os.environ.get(name, "").split(","))))
+    if "EGM_ALLOC_VLLM".startswith(prefixes):
         return None
     return (
         "the executor is Ray, whose workers do not get EGM_ALLOC_ variables: set "
@@ -146,7 +148,9 @@ def _check_kv_cache(vllm_config: Any, settings: Settings) -> None:
             "share of the whole host. Give a number of GiB for each GPU"
         )
     if isinstance(settings.kv_bytes, int):
-        gpus = ranks * max(1, getattr(parallel, "local_world_size", 1))
+        # Of these vLLM does not know which GPUs share a host; their workers find out.
+        elsewhere = parallel.distributed_executor_backend in ("ray", "external_launcher")
+        gpus = 1 if elsewhere else ranks * max(1, getattr(parallel, "local_world_size", 1))
         _check_host(settings, settings.kv_bytes, gpus)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections import Counter
 from typing import Any, TypeVar
 
 import torch
@@ -142,9 +143,10 @@ def kv_bytes(worker: Any, settings: Settings) -> int:
             reason,
         )
         return 0
-    gpus = max(1, worker.parallel_config.local_world_size)
+    found = _of_all((socket.gethostname(), _spare_bytes(settings)[0]))
+    gpus = Counter(hostname for hostname, _ in found)
     # The least of all, so that they have the same boundary.
-    return int(min(_of_all(_spare_bytes(settings)[0] // 2 // gpus // _GIB * _GIB)))
+    return min(spare // 2 // gpus[hostname] // _GIB * _GIB for hostname, spare in found)
 
 
 def _of_all(mine: _T) -> list[_T]:

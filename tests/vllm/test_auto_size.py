@@ -9,7 +9,7 @@ from tests.simulator import run_script
 SCRIPT = """
 import torch
 from torch import distributed
-from tests.vllm.fakes import GIB, Worker, pretend_world_group, vllm_config
+from tests.vllm.fakes import GIB, Worker, pretend_world_group
 
 distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
 pretend_world_group(distributed.group.WORLD)
@@ -18,7 +18,11 @@ from egm_alloc.vllm import host
 from egm_alloc.vllm.settings import Settings
 egm_alloc.enable(host_reserve_gib=64, threshold_gib=1 << 20)
 for gpus in (1, 4):
-    worker = Worker(vllm_config(parallel__local_world_size=gpus))
+    distributed.get_world_size = lambda group: gpus
+    distributed.all_gather_object = lambda found, mine, group: found.__setitem__(
+        slice(None), [mine] * gpus
+    )
+    worker = Worker()
     print(host.kv_bytes(worker, Settings(kv_bytes="auto")) / GIB)
     print(host.kv_bytes(worker, Settings(kv_bytes="auto", backing="managed")) / GIB)
 """

@@ -125,8 +125,11 @@ def test_defaults_that_ray_hides_from_the_workers_are_said_to_be_off(
     assert "the plugin is off in the workers: the executor is Ray" in caplog.text
 
 
-def test_ray_that_copies_the_settings_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY", "MY_,EGM_ALLOC_")
+@pytest.mark.parametrize("prefixes", ["MY_,EGM_ALLOC_", " EGM_ALLOC_ , MY_", "EGM_"])
+def test_ray_that_copies_the_settings_is_no_problem(
+    monkeypatch: pytest.MonkeyPatch, prefixes: str
+) -> None:
+    monkeypatch.setenv("VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY", prefixes)
     check(vllm_config(parallel__distributed_executor_backend="ray"), Settings(kv_bytes=GIB))
 
 
@@ -139,6 +142,12 @@ def test_more_than_the_host_has_is_refused_without_a_cuda_call() -> None:
         for config in (two, ranks):
             with pytest.raises(ValueError, match=r"KV_GIB is 300 on each of 2 GPUs, .* up to 25"):
                 check(config, Settings(kv_bytes=300 * GIB))
+        # On several hosts: vLLM counts all GPUs as this one's.
+        several = {"distributed_executor_backend": "external_launcher", "local_world_size": 16}
+        config = vllm_config(**{f"parallel__{name}": value for name, value in several.items()})
+        check(config, Settings(kv_bytes=100 * GIB))
+        with pytest.raises(ValueError, match=r"KV_GIB is 600"):
+            check(config, Settings(kv_bytes=600 * GIB))
     assert log.names == []  # whoever checks may fork afterwards
 
 

@@ -13,17 +13,17 @@ from tests.simulator import run_script, sim
 from tests.vllm.fakes import GIB, MIB, Worker, vllm_config
 
 SCRIPT = """
-import logging, os, sys
+import logging, os, socket, sys
 import torch
 from torch import distributed
 from tests.vllm.fakes import GIB, MIB, Runner, Worker, config_of, pretend_world_group, vllm_config
 
 rank = int(os.environ["RANK"])
 pretend_world_group(None)
-other = (115 if rank else 83) * GIB  # what the other finds
+other = (396 if rank else 332) * GIB  # what the other finds
 
-def gather(numbers, mine, group):
-    numbers[rank], numbers[1 - rank] = mine, other
+def gather(found, mine, group):
+    found[rank], found[1 - rank] = mine, (socket.gethostname(), other)
 
 distributed.get_world_size = lambda group: 2
 distributed.all_gather_object = gather
