@@ -10,7 +10,7 @@ import torch
 import egm_alloc
 from egm_alloc.vllm.kv_cache import Boundary
 from egm_alloc.vllm.settings import KV, WEIGHTS
-from egm_alloc.vllm.weights import fits_length_to_cache, kv_bytes_per_token
+from egm_alloc.vllm.weights import fits_length_to_cache, kv_bytes_of_sequence
 
 logger = logging.getLogger("vllm.egm_alloc")
 
@@ -95,7 +95,7 @@ def warn_of_small_kv_cache(worker: Any, in_hbm: int, extended: int, extended_wei
     """
     config = worker.vllm_config
     length = 1 if fits_length_to_cache(config) else config.model_config.max_model_len
-    needed = length * kv_bytes_per_token(config)
+    needed = kv_bytes_of_sequence(config, length)
     if in_hbm > 0 and in_hbm + extended >= needed:
         return
     ways = "a lower max_num_batched_tokens or max_num_seqs, a higher gpu_memory_utilization"

@@ -182,7 +182,7 @@ def default_hbm_bytes(vllm_config: Any, room: int, extended_kv: bool) -> int:
     if not kv:
         kv = room // (32 if extended_kv else 8)
         if not fits_length_to_cache(vllm_config):
-            kv = min(kv, kv_bytes_per_token(vllm_config) * model.max_model_len)
+            kv = min(kv, kv_bytes_of_sequence(vllm_config, model.max_model_len))
     return max(0, int(room - max(activations, sampling) - kernels - kv))
 
 
@@ -191,8 +191,26 @@ def fits_length_to_cache(vllm_config: Any) -> bool:
     return getattr(vllm_config.model_config, "original_max_model_len", None) == -1
 
 
-def kv_bytes_per_token(vllm_config: Any) -> int:
-    """Return the bytes that each token takes in one GPU's KV cache, all layers together."""
+def kv_bytes_of_sequence(vllm_config: Any, tokens: int) -> int:
+    """Return the bytes that a sequence of so many tokens takes in one GPU's KV cache.
+
+    A layer with a sliding window keeps those within it and those of one step, one with linear
+    attention none. Padding to blocks is left out.
+    """
+    model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
+    config = getattr(model, "hf_text_config", None)
+    types = getattr(config, "layer_types", None) or ["full_attention"]
+    in_layer = {"linear_attention": 0}
+    window = getattr(config, "sliding_window", None)
+    # vLLM may be told, or have to, treat all layers alike.
+    if window and not getattr(scheduler, "disable_hybrid_kv_cache_manager", False):
+        in_layer["sliding_attention"] = min(tokens, window + scheduler.max_num_batched_tokens)
+    kept = sum(in_layer.get(each, tokens) for each in types)
+    return kept * _kv_bytes_per_token(vllm_config) // len(types)
+
+
+def _kv_bytes_per_token(vllm_config: Any) -> int:
+    """Return the bytes that a token takes if every layer keeps it."""
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     cache_dtype = str(vllm_config.cache_config.cache_dtype)
     element = 1 if "fp8" in cache_dtype or "int8" in cache_dtype else model.dtype.itemsize

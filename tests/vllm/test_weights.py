@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import egm_alloc
 from egm_alloc.vllm import steps, weights
-from egm_alloc.vllm.weights import Placement, default_hbm_bytes, kv_bytes_per_token
+from egm_alloc.vllm.weights import Placement, default_hbm_bytes, kv_bytes_of_sequence
 from tests.simulator import sim
 from tests.vllm.fakes import (
     GIB,
@@ -246,7 +247,7 @@ def test_host_memory_that_is_no_parameter_is_reported_too(
 def test_default_bound_leaves_room_for_activations_and_a_sequence() -> None:
     config = vllm_config()
     per_token = 16 * 2 * 4 * 128 * 2
-    assert kv_bytes_per_token(config) == per_token
+    assert kv_bytes_of_sequence(config, 10) == 10 * per_token
     bound = default_hbm_bytes(config, 80 * GIB, extended_kv=False)
     whole = bound + 4096 * per_token
     assert 78 * GIB < whole < 79 * GIB  # activations, sampling, kernels and graphs
@@ -262,7 +263,22 @@ def test_default_bound_leaves_room_for_activations_and_a_sequence() -> None:
     config.model_config.enforce_eager = True  # no graphs
     assert default_hbm_bytes(config, 80 * GIB, extended_kv=False) == whole - 20 * GIB + GIB // 2
     config.cache_config.cache_dtype = "fp8_e5m2"
-    assert kv_bytes_per_token(config) == per_token // 2
+    assert kv_bytes_of_sequence(config, 10) == 5 * per_token
+
+
+def test_layers_with_a_window_keep_no_more_of_a_sequence_than_that() -> None:
+    config = vllm_config()
+    all_layers = kv_bytes_of_sequence(config, 100_000)
+    types = ["sliding_attention", "linear_attention", "full_attention", "sliding_attention"]
+    config.model_config.hf_text_config = SimpleNamespace(layer_types=types, sliding_window=1024)
+    within = 1024 + 2048  # and what one step adds
+    expected = (100_000 + 2 * within) * all_layers // 100_000 // 4
+    assert kv_bytes_of_sequence(config, 100_000) == expected
+    assert kv_bytes_of_sequence(config, 100) * 1000 * 4 == 3 * all_layers
+    config.scheduler_config.disable_hybrid_kv_cache_manager = True
+    assert kv_bytes_of_sequence(config, 100_000) * 4 == 3 * all_layers
+    config.model_config.hf_text_config.layer_types = None
+    assert kv_bytes_of_sequence(config, 100_000) == all_layers
 
 
 def test_no_room_beside_the_weights_names_the_setting(
