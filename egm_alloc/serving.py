@@ -132,8 +132,10 @@ def forecast(machine: Machine, load: Load, kv_hbm_bytes: float, kv_host_bytes: f
     return Forecast(at_once, step, tokens / seconds, on_host)
 
 
-def break_even_link(machine: Machine, load: Load, kv_hbm_bytes: float) -> float | None:
-    """Return the link at which holding all sequences is as fast as letting some wait.
+def break_even_link(
+    machine: Machine, load: Load, kv_hbm_bytes: float, kv_host_bytes: float
+) -> float | None:
+    """Return the link at which holding more sequences is as fast as letting them wait.
 
     Parameters
     ----------
@@ -141,24 +143,25 @@ def break_even_link(machine: Machine, load: Load, kv_hbm_bytes: float) -> float 
         The GPU; its own link does not count.
     load : Load
         What is served.
-    kv_hbm_bytes : float
-        The KV cache in HBM.
+    kv_hbm_bytes, kv_host_bytes : float
+        The KV cache in HBM and on the host.
 
     Returns
     -------
     float or None
-        Bytes per second; None if HBM holds all sequences, or not a single one, so that there is
-        nothing to compare.
+        Bytes per second; None if the host's part holds no more sequences than HBM does alone, or
+        HBM not a single one, so that there is nothing to compare.
     """
     waiting = forecast(machine, load, kv_hbm_bytes, 0)
-    if waiting.at_once in (0, load.sequences):
+    extended = forecast(machine, load, kv_hbm_bytes, kv_host_bytes)
+    if waiting.at_once in (0, extended.at_once):
         return None
 
     def is_faster(link: float) -> bool:
         changed = replace(machine, link_bytes_per_s=link)
         # Weights on the host are read over the same link in both cases.
         return (
-            forecast(changed, load, kv_hbm_bytes, load.kv_bytes).tokens_per_s
+            forecast(changed, load, kv_hbm_bytes, kv_host_bytes).tokens_per_s
             >= forecast(changed, load, kv_hbm_bytes, 0).tokens_per_s
         )
 

@@ -167,7 +167,7 @@ def run(options: argparse.Namespace) -> int:
         load,
         wait=forecast(machine, load, hbm, 0),
         extend=forecast(machine, load, hbm, host),
-        break_even_link=break_even_link(machine, load, hbm),
+        break_even_link=break_even_link(machine, load, hbm, host),
         simulated=simulated,
     )
     print(json.dumps(_as_dict(plan), indent=2) if options.json else _in_words(plan))
@@ -254,6 +254,8 @@ def _advice(plan: Plan) -> str:
         return "HBM alone cannot hold one sequence: extending is the only way to serve it."
     if wait.at_once == plan.load.sequences:
         return "HBM holds all sequences: nothing is to be extended."
+    if wait.at_once == extend.at_once:
+        return "The KV cache on the host is too small to hold one more sequence."
     better = "extending" if extend.tokens_per_s > wait.tokens_per_s else "waiting"
     text = f"For throughput {better} is faster here."
     if link is not None:

@@ -63,13 +63,13 @@ def test_model_is_near_what_was_measured_with_the_plugin(
 def test_what_hbm_holds_costs_nothing_more() -> None:
     whole = math.ceil(LOAD.kv_bytes)
     assert forecast(H200, LOAD, whole, 8 * GIB) == forecast(H200, LOAD, whole, 0)
-    assert break_even_link(H200, LOAD, whole) is None
+    assert break_even_link(H200, LOAD, whole, GIB) is None
 
 
 def test_cache_smaller_than_a_sequence_serves_nothing() -> None:
     nothing = forecast(H200, LOAD, 10 << 20, 0)
     assert (nothing.at_once, nothing.tokens_per_s) == (0, 0)
-    assert break_even_link(H200, LOAD, 10 << 20) is None
+    assert break_even_link(H200, LOAD, 10 << 20, LOAD.kv_bytes) is None
 
 
 @given(
@@ -97,11 +97,12 @@ def test_faster_machines_and_more_hbm_are_never_slower(
     assert forecast(machine, in_hbm_only, in_hbm * GIB, 64 * GIB).tokens_per_s * slack >= base
 
 
-def test_at_the_break_even_link_both_ways_are_alike() -> None:
-    link = break_even_link(H200, LOAD, 1 * GIB)
+@pytest.mark.parametrize("host", [0.5 * GIB, LOAD.kv_bytes])
+def test_at_the_break_even_link_both_ways_are_alike(host: float) -> None:
+    link = break_even_link(H200, LOAD, 1 * GIB, host)
     assert link is not None
     machine = replace(H200, link_bytes_per_s=link)
-    extend = forecast(machine, LOAD, 1 * GIB, LOAD.kv_bytes)
+    extend = forecast(machine, LOAD, 1 * GIB, host)
     wait = forecast(machine, LOAD, 1 * GIB, 0)
     assert extend.tokens_per_s == pytest.approx(wait.tokens_per_s, rel=1e-6)
     assert extend.at_once > wait.at_once > 0
@@ -121,6 +122,8 @@ def test_table_names_the_better_way(capsys: pytest.CaptureFixture[str]) -> None:
     assert "more KV cache than HBM and the host have" in capsys.readouterr().out
     assert main(["plan", *WHAT, *GIVEN, "--hbm-kv-gib", "100"]) == 0
     assert "nothing is to be extended" in capsys.readouterr().out
+    assert main(["plan", *WHAT, *GIVEN, "--host-kv-gib", "0"]) == 0
+    assert "too small to hold one more sequence" in capsys.readouterr().out
 
 
 def test_json_has_what_went_in_and_what_came_out(capsys: pytest.CaptureFixture[str]) -> None:
