@@ -209,18 +209,19 @@ def enable_at_import(environ: Mapping[str, str] = os.environ) -> None:
     if unknown:
         known = ", ".join(known_variables())
         _warn(f"egm_alloc does not know {', '.join(unknown)}; it knows {known}")
-    wanted = environ.get(AUTO_ENABLE, "1")
+    given = environ.get(AUTO_ENABLE, "1")
+    try:
+        wanted = parse_bool(given)
+    except ValueError:
+        _warn(f"egm_alloc is off: {AUTO_ENABLE} is {given!r}; allowed: {BOOL_WORDS}")
+        return
     try:
         # The C pair follows the configuration whether or not the allocator is enabled.
         _C.configure(_compiled(from_environment(environ)))
     except (TypeError, ValueError) as error:
-        _warn(f"egm_alloc is off: {error}")
+        _warn(f"egm_alloc is off: {error}" if wanted else f"egm_alloc has its defaults: {error}")
         return
-    try:
-        if not parse_bool(wanted):
-            return
-    except ValueError:
-        _warn(f"egm_alloc is off: {AUTO_ENABLE} is {wanted!r}; allowed: {BOOL_WORDS}")
+    if not wanted:
         return
     try:
         enable()

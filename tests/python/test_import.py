@@ -76,6 +76,11 @@ def test_import_enables_without_a_word() -> None:
 def test_import_leaves_off_if_told() -> None:
     result = run_script(IMPORT, env={"EGM_ALLOC_AUTO_ENABLE": "0"})
     assert imported(result.stdout) == ([], False)
+    bad = {"EGM_ALLOC_AUTO_ENABLE": "0", "EGM_ALLOC_MODE": "none"}
+    warned, enabled = imported(run_script(IMPORT, env=bad).stdout)
+    assert not enabled
+    assert len(warned) == 1
+    assert warned[0].startswith("RuntimeWarning: egm_alloc has its defaults: EGM_ALLOC_MODE is ")
 
 
 @pytest.mark.simulated
