@@ -1,11 +1,15 @@
 // The exported C pair. It has no Python to warn through, so problems are lines on stderr.
+#include "c_api/pair.h"
+
 #include <cstdio>
 #include <exception>
+#include <string>
 
 #include "c_api/egm_alloc.h"
 #include "core/state.h"
 #include "cuda/errors.h"
 #include "cuda/guards.h"
+#include "cuda/host_reserve.h"
 #include "cuda/segments.h"
 
 namespace {
@@ -28,11 +32,7 @@ void report(const std::string& problem, const char* consequence) {
 
 }  // namespace
 
-extern "C" {
-
-#define EGM_ALLOC_EXPORT __attribute__((visibility("default")))
-
-EGM_ALLOC_EXPORT void* managed_malloc(size_t size, int device, cudaStream_t) {
+void* egm::pair_malloc(size_t size, int device, const std::atomic<bool>* give_up) {
   if (size == 0) return nullptr;
   try {
     if (device < 0 || device >= egm::kMaxDevices) {
@@ -42,7 +42,8 @@ EGM_ALLOC_EXPORT void* managed_malloc(size_t size, int device, cudaStream_t) {
     const egm::Request request{Bytes(size), device};
     const egm::Placement placement = pair_placement(request.size);
     egm::HintFailures hints;
-    void* const base = egm::acquire_segment(request, placement, egm::SegmentOwner::kPair, &hints);
+    void* const base =
+        egm::acquire_segment(request, placement, egm::SegmentOwner::kPair, &hints, give_up);
     egm::state().ledger.pair_allocated(device, placement.backing, request.size);
     report(hints.advice, "the memory is usable, without this advice");
     report(hints.prefetch, "will use on-demand migration");
@@ -52,6 +53,15 @@ EGM_ALLOC_EXPORT void* managed_malloc(size_t size, int device, cudaStream_t) {
     report(error.what(), "returning null");
     return nullptr;
   }
+}
+
+extern "C" {
+
+#define EGM_ALLOC_EXPORT __attribute__((visibility("default")))
+
+EGM_ALLOC_EXPORT void* managed_malloc(size_t size, int device, cudaStream_t) {
+  // A pool calls it under torch's lock.
+  return egm::pair_malloc(size, device, &egm::kAtOnce);
 }
 
 EGM_ALLOC_EXPORT void managed_free(void* ptr, size_t, int, cudaStream_t stream) {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import pytest
 import torch
 
 import egm_alloc
+from egm_alloc import _C
 from tests.allocator.conftest import MIB, Background, block
 from tests.simulator import run_script, sim
 from tests.simulator.host import write_host
@@ -46,6 +48,42 @@ def test_wait_for_host_memory_holds_up_no_other_thread() -> None:
         assert isinstance(tensor, torch.Tensor)
         assert tensor.numel() == 60 * MIB
         thread.result = None
+
+
+def make_in_pool(mib: int) -> torch.Tensor:
+    with torch.cuda.use_mem_pool(egm_alloc.mem_pool()):
+        return block(mib * MIB)
+
+
+@pytest.mark.usefixtures("small_host")
+def test_pool_of_the_pair_waits_for_no_host_memory() -> None:
+    # torch asks it for a segment with its lock held.
+    with sim.stall_call("cudaHostRegister") as stall:
+        under_way = Background(lambda: make("pinned", 60))
+        stall.wait_until_reached()
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            Background(lambda: make_in_pool(60)).finish(30)
+        assert under_way.is_alive()
+    under_way.finish()
+    under_way.result = None
+
+
+@pytest.mark.usefixtures("small_host")
+def test_pair_as_torchs_whole_allocator_waits_for_host_memory() -> None:
+    library = ctypes.CDLL(_C.__file__)
+    malloc = library.egm_alloc_pluggable_malloc
+    malloc.restype = ctypes.c_void_p
+    with sim.stall_call("cudaHostRegister") as stall:
+        under_way = Background(lambda: make("pinned", 60))
+        stall.wait_until_reached()
+        waiting = Background(lambda: malloc(ctypes.c_size_t(60 * MIB), 0, None))
+        waiting.join(0.2)
+        assert waiting.is_alive()
+    under_way.finish()
+    under_way.result = None
+    pointer = waiting.finish()
+    assert isinstance(pointer, int)
+    library.managed_free(ctypes.c_void_p(pointer), ctypes.c_size_t(60 * MIB), 0, None)
 
 
 @pytest.mark.usefixtures("small_host")
