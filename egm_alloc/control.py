@@ -37,7 +37,9 @@ class Keep(enum.Enum):
 
 KEEP: Final = Keep.KEEP
 
-_lock = threading.RLock()  # disable() may come from a finaliser in the midst of enable()
+# Reentrant: disable() may come from a finaliser in the midst of enable(). Out-of-memory observers
+# may want it, under a gate of the allocator: no gate is waited for while it is held.
+_lock = threading.RLock()
 _config: Config | None = None  # of the last successful enable()
 
 
@@ -127,6 +129,7 @@ def enable(
         _require_machine(config)
         _C.enable(_compiled(config))
         _config = config
+    _C.stop_recordings()
 
 
 def _compiled(config: Config) -> _C.Config:
@@ -152,6 +155,7 @@ def disable() -> None:
     """
     with _lock:
         _C.disable()
+    _C.stop_recordings()
 
 
 def is_enabled() -> bool:
@@ -177,8 +181,8 @@ def get_config() -> Config:
     ValueError
         If nothing was enabled yet and an ``EGM_ALLOC_<FIELD>`` variable is not allowed.
     """
-    with _lock:
-        return from_environment() if _config is None else _config
+    config = _config
+    return from_environment() if config is None else config
 
 
 def _require_machine(config: Config) -> None:

@@ -77,6 +77,10 @@ void disable() {
   if (auto* const allocator = egm::installed()) allocator->stop();
 }
 
+void stop_recordings() {
+  if (auto* const allocator = egm::installed()) allocator->stop_recordings();
+}
+
 py::dict backing_stats(int device, BackingKind backing, const egm::TierReport::Blocks& live) {
   const auto c = egm::state().ledger.counters(device, backing);
   py::dict stats;
@@ -258,6 +262,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("configure", &configure, py::arg("config"));
   module.def("enable", &enable, py::arg("config"));
   module.def("disable", &disable);
+  module.def("stop_recordings", &stop_recordings, py::call_guard<py::gil_scoped_release>());
   module.def("is_enabled", &egm::is_diverting);
   module.def("caching_is_enabled", &egm::caching_is_enabled);
   module.def("stats", &stats, py::arg("device"));

@@ -27,14 +27,12 @@ void TieredAllocator::start(const Config& config) {
   open_below_.store(0, std::memory_order_relaxed);
   spills_.store(config.spill, std::memory_order_relaxed);
   divert_from_.store(smallest_extended(config).count(), std::memory_order_relaxed);
-  stop_recordings();
 }
 
 void TieredAllocator::stop() {
   divert_from_.store(kNothing, std::memory_order_relaxed);
   open_below_.store(0, std::memory_order_relaxed);
   spills_.store(false, std::memory_order_relaxed);
-  stop_recordings();
 }
 
 // No device is asked for: this must work before CUDA is up.

@@ -52,9 +52,12 @@ class TieredAllocator final : public DelegatingAllocator {
  public:
   explicit TieredAllocator(cca::CUDAAllocator* native);
 
-  // Divert requests from the smallest that `config` sends to the extended tier.
+  // Divert requests from the smallest that `config` sends to the extended tier. What is left open
+  // for the configuration before ends with stop_recordings, which is to be called after either.
   void start(const Config& config);
   void stop();
+  // Waits for gates: a caller holds no lock that an out-of-memory observer may want.
+  void stop_recordings();
   bool started() const { return divert_from_.load(std::memory_order_relaxed) != kNothing; }
 
   TierReport report(c10::DeviceIndex index);
@@ -145,7 +148,6 @@ class TieredAllocator final : public DelegatingAllocator {
       throw;
     }
   }
-  void stop_recordings();
   void bring_up(Device& own, const Request& request, const Config& config,
                 const Placement& placement, Diversion& diversion);
   static bool exceeds_limit(const Device& own, Bytes segment, const Config& config);

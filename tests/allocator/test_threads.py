@@ -11,7 +11,7 @@ import torch
 
 import egm_alloc
 from tests.allocator.conftest import GIB, MIB, Background, block, managed_segments
-from tests.simulator import sim
+from tests.simulator import run_script, sim
 
 pytestmark = pytest.mark.simulated
 
@@ -77,3 +77,42 @@ def test_two_devices_divert_at_the_same_time() -> None:
     del results
     for thread in threads:
         thread.result = None
+
+
+# The observer runs in the midst of a diversion, and the other thread waits for the end of that.
+OBSERVER_BESIDE_A_SWITCH = """
+import torch, egm_alloc
+from tests.allocator.conftest import GIB, Background, block
+egm_alloc.enable(threshold_gib=1, backing="device", spill=False)
+threads, answers = [], []
+
+def observer(*figures):
+    threads.append(Background(lambda: egm_alloc.{switch}()))
+    threads[-1].join(0.2)
+    answers.append({question})
+
+torch._C._cuda_attach_out_of_memory_observer(observer)
+try:
+    block(100 * GIB)
+except torch.cuda.OutOfMemoryError:
+    (thread,) = threads
+    thread.finish()
+    print("done", len(answers))
+"""
+
+
+@pytest.mark.parametrize("switch", ["enable", "disable"])
+@pytest.mark.parametrize(
+    "question",
+    [
+        "egm_alloc.memory_summary()",
+        "egm_alloc.get_config()",
+        "egm_alloc.enable(threshold_gib=2)",
+        "egm_alloc.disable()",
+    ],
+)
+def test_observer_may_ask_and_switch_while_another_thread_switches(
+    switch: str, question: str
+) -> None:
+    script = OBSERVER_BESIDE_A_SWITCH.format(switch=switch, question=question)
+    assert "done 1" in run_script(script, timeout=30).stdout
