@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "cuda/mapped_ranges.h"
+
 namespace egm {
 
 bool Diversion::wants(const Pool& candidate) const {
@@ -39,7 +41,7 @@ Pool& Pools::live(const Placement& placement, Bytes size) {
 }
 
 void Pools::retire_all() {
-  retire([](const Placement&) { return true; });
+  retire([](const Pool&) { return true; });
 }
 
 void Pools::retire(Pool& pool) {
@@ -105,6 +107,19 @@ void Pools::stop_recording() noexcept {
   };
   try_to([&] { native_->endAllocateToPool(device_, pool.id); });
   try_to([&] { native_->releasePool(device_, pool.id); });
+}
+
+bool Pools::has_cached_hbm(const Pool& pool) const {
+  if (pool.source->segments() == 0) return false;
+  const BackingKind backing = pool.placement.backing;
+  if (backing == BackingKind::kManaged || backing == BackingKind::kPinned) return false;
+  const auto segments = segments_of(*native_, pool.id);
+  return std::any_of(segments.begin(), segments.end(), [&](const auto& segment) {
+    if (segment.device != device_ || segment.allocated_size != 0) return false;
+    // What is mapped may have been migrated.
+    const auto parts = range_parts(reinterpret_cast<const void*>(segment.address));
+    return backing == BackingKind::kDevice || (parts && parts->on_device > Bytes(0));
+  });
 }
 
 bool Pools::has_cached(const Pool& pool, Bytes size, cudaStream_t stream) const {

@@ -48,13 +48,13 @@ class Pools {
   void record(Pool& pool);
   void stop_recording() noexcept;
 
-  // Releases the base use of every live pool that holds segments, or of those of some placements.
+  // Releases the base use of every live pool that holds segments, or of some of them.
   void retire_all();
   template <typename Which>
   void retire(const Which& which) {
     stop_recording();
     for (const auto& pool : pools_) {
-      if (which(pool->placement)) retire(*pool);
+      if (which(*pool)) retire(*pool);
     }
   }
   // Asks torch for the cached segments of retired pools. With a recording of somebody else's
@@ -66,6 +66,9 @@ class Pools {
   // Whether torch serves a block of this size, rounded as torch does, from what is cached in
   // `pool`.
   bool has_cached(const Pool& pool, Bytes size, cudaStream_t stream) const;
+
+  // Whether whole segments are cached in `pool` that are in HBM, in part at least.
+  bool has_cached_hbm(const Pool& pool) const;
 
   bool any_retired() const;
   // Whether memory is held that serves, or served, what HBM could not hold.

@@ -114,7 +114,7 @@ void TieredAllocator::after_spill() {
     GateScope gate(own.gate);
     if (!own.pools.any_spilled()) continue;
     if (!own.recordings.any()) {
-      own.pools.retire([](const Placement& placement) { return placement.spilled; });
+      own.pools.retire([](const Pool& pool) { return pool.placement.spilled; });
       own.pools.empty_retired();
     }
     held = held || own.pools.any_spilled();
@@ -147,13 +147,15 @@ void TieredAllocator::tidy_after_diversion(Device& own, const Diversion& diversi
   }
 }
 
-// Under the gate. What is cached of plain device memory; torch then frees its own cache itself.
+// Under the gate. What our pools have cached in HBM; torch then frees its own cache itself.
 void TieredAllocator::give_back_hbm(Device& own) {
-  own.pools.stop_recording();
-  if (state().ledger.counters(own.index, BackingKind::kDevice).reserved == Bytes(0)) return;
-  own.pools.retire(
-      [](const Placement& placement) { return placement.backing == BackingKind::kDevice; });
-  empty_retired(own);
+  bool any = false;
+  own.pools.retire([&](const Pool& pool) {
+    const bool cached = own.pools.has_cached_hbm(pool);
+    any = any || cached;
+    return cached;
+  });
+  if (any) empty_retired(own);
 }
 
 // Under the gate.

@@ -75,6 +75,35 @@ def test_cached_hbm_is_given_back_before_anything_is_spilled() -> None:
     assert spills() == before
 
 
+@pytest.mark.parametrize("kind", ["split", "numa"])
+@pytest.mark.parametrize("spill", [True, False])
+@pytest.mark.parametrize("retired", [True, False])
+def test_hbm_of_cached_mapped_memory_is_given_back_before_anything_is_spilled(
+    kind: str, spill: bool, retired: bool
+) -> None:
+    egm_alloc.enable(spill=spill)
+    before = spills()
+    with egm_alloc.place(kind):
+        mapped = block(FITS)
+    egm_alloc.migrate(mapped, device_fraction=0.75)
+    if retired:
+        torch.cuda.empty_cache()
+    del mapped
+    assert backing(block(FITS + 8 * MIB)) is None
+    assert spills() == before
+    assert egm_alloc.stats().extended[kind].segments == 0
+
+
+def test_cached_host_memory_stays_cached_when_hbm_is_full() -> None:
+    with egm_alloc.place("numa"):
+        address = block(FITS).data_ptr()
+    kept = block(FITS)
+    assert backing(block(SPILLS)) == "pinned"
+    with egm_alloc.place("numa"):
+        assert block(FITS).data_ptr() == address
+    assert kept.numel() == FITS
+
+
 def test_spill_is_no_out_of_memory_to_statistics_and_observers() -> None:
     announced: list[tuple[int, ...]] = []
     torch._C._cuda_attach_out_of_memory_observer(  # type: ignore[attr-defined]
