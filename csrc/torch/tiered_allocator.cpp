@@ -145,20 +145,20 @@ TieredAllocator::Answer<AskNative> TieredAllocator::serve_from_hbm(
     const AskNative& ask_native) {
   const bool again = diverted_before_.load(std::memory_order_relaxed);
   if (!again && !spills_.load(std::memory_order_relaxed)) return ask_native();
-  const bool quiet = user_recordings_.load(std::memory_order_relaxed) == 0;
+  const bool claimed = user_recordings_.load(std::memory_order_relaxed) != 0 &&
+                       claimed_by_user(c10::cuda::current_device(), stream);
   try {
-    QuietScope scope(thread, quiet);
+    QuietScope scope(thread, !claimed);
     auto served = ask_native();
     if (C10_UNLIKELY(holds_spilled_.load(std::memory_order_relaxed))) after_spill();
     return served;
   } catch (c10::OutOfMemoryError& error) {
     const auto index = c10::cuda::current_device();
-    if (quiet) {
-      ++device(index).quiet_failures;
-    } else if (claimed_by_user(index, stream)) {
+    if (claimed) {
       error.add_context(describe_tiers(index, ""));
       throw;
     }
+    ++device(index).quiet_failures;
   }
   const Config& config = state().config.get();
   const Request request{Bytes(nbytes), c10::cuda::current_device()};

@@ -296,16 +296,39 @@ def test_request_below_a_blocks_min_bytes_is_spilled_as_outside() -> None:
 def test_users_pool_is_out_of_memory_as_without_egm_alloc() -> None:
     before = spills()
     kept = block(FITS)
+    failures = torch.cuda.memory_stats()["num_ooms"]
     pool = torch.cuda.MemPool()
     with torch.cuda.use_mem_pool(pool):
         with pytest.raises(torch.cuda.OutOfMemoryError, match=r"Tried to allocate 32\.00 MiB"):
             block(SPILLS)
+        assert torch.cuda.memory_stats()["num_ooms"] == failures + 1
         beside = Background(lambda: block(SPILLS)).finish()
     assert isinstance(beside, torch.Tensor)
     assert backing(beside) == "pinned"
     assert spills() == before + 1
     assert kept.numel() == FITS
     del beside, pool
+
+
+@pytest.mark.parametrize("elsewhere", ["device", "thread"])
+def test_spill_beside_a_users_pool_elsewhere_is_no_out_of_memory_either(elsewhere: str) -> None:
+    announced: list[tuple[int, ...]] = []
+    torch._C._cuda_attach_out_of_memory_observer(  # type: ignore[attr-defined]
+        lambda *figures: announced.append(figures)
+    )
+    kept = block(FITS)
+    before = torch.cuda.memory_stats()["num_ooms"]
+    pool = torch.cuda.MemPool()
+    with torch.cuda.use_mem_pool(pool, device=1 if elsewhere == "device" else 0):
+        if elsewhere == "device":
+            spilled: object = block(SPILLS)
+        else:
+            spilled = Background(lambda: block(SPILLS)).finish()
+    assert isinstance(spilled, torch.Tensor)
+    assert backing(spilled) == "pinned"
+    assert (announced, torch.cuda.memory_stats()["num_ooms"]) == ([], before)
+    assert kept.numel() == FITS
+    del pool
 
 
 # PyTorch 2.11 goes on believing in a capture that has failed, hence a process of its own.
