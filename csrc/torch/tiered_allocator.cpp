@@ -214,12 +214,13 @@ TieredAllocator::Answer<AskNative> TieredAllocator::divert(
                      " do not fit under the extended tier's limit of ", describe(*config.limit),
                      " on device ", static_cast<int>(index), ". Raise limit_gib or allocate less.");
   }
-  // A second refusal by our own limits is no failure of torch's: it stays quiet as well.
-  bool refused = false;
+  Refusal refusal = Refusal::kNone;
   bool may_pass = false;
   for (bool last_try = false;; last_try = true) {
     Diversion diversion;
     diversion.stream = stream_of(index, stream);
+    // A second refusal by our own limits is no failure of torch's: it stays quiet as well.
+    const bool is_quiet = !last_try || refusal != Refusal::kNone;
     if (is_slow_to_bring_up(placement.backing)) {
       bring_up(own, request, config, placement, diversion);
     }
@@ -228,7 +229,7 @@ TieredAllocator::Answer<AskNative> TieredAllocator::divert(
         GateScope gate(own.gate, thread);
         // Whatever happens, the room made for a segment that then did not come is taken back.
         const auto tidy = c10::make_scope_exit([&] { tidy_after_diversion(own, diversion); });
-        QuietScope quiet(thread, !last_try || refused);
+        QuietScope quiet(thread, is_quiet);
         return record_and_ask(thread, own, request, config, placement, diversion, ask_native);
       }();
       if (placement.backing == BackingKind::kSplit && !diversion.missed) {
@@ -237,22 +238,22 @@ TieredAllocator::Answer<AskNative> TieredAllocator::divert(
       if (diversion.problems) warn_or_give_up(served, [&] { warn_once(*diversion.problems); });
       return served;
     } catch (c10::OutOfMemoryError& error) {
-      if (!last_try || refused) ++own.quiet_failures;
+      if (is_quiet) ++own.quiet_failures;
       const auto& problems = diversion.report();
       if (last_try) {
         count_refusal(index, placement.backing, problems.refusal);
         error.add_context(describe_tiers(index, problems.failure));
         throw;
       }
-      refused = problems.refusal != Refusal::kNone;
+      refusal = problems.refusal;
       may_pass = problems.may_pass;
     }
     if (may_pass) {
       HostClaim::wait_for_room({segment_size(request.size), index}, placement);
     }
-    // In a live pool torch cannot give back what is cached, so that is done here. More than our own
-    // can help only plain device memory.
-    if (placement.backing == BackingKind::kDevice) {
+    // In a live pool torch cannot give back what is cached, so that is done here. HBM may be cached
+    // by torch too, and memory of the host by any device.
+    if (placement.backing == BackingKind::kDevice || refusal == Refusal::kByReserve) {
       emptyCache();
     } else {
       GateScope gate(own.gate, thread);

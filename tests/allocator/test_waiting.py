@@ -110,6 +110,13 @@ def test_request_that_the_reserve_refuses_counts_once(kind: str) -> None:
     assert after.limit_refusals == before.limit_refusals
 
 
+@pytest.mark.usefixtures("small_host")
+def test_managed_memory_cached_on_another_device_makes_room() -> None:
+    for device in (1, 0, 1):
+        with egm_alloc.place("managed"):
+            assert egm_alloc.info(block(60 * MIB, device)).backing == "managed"
+
+
 def test_move_of_a_tensor_holds_up_no_release_of_another() -> None:
     egm_alloc.enable(threshold_gib=64, spill=False)
     block(512)
