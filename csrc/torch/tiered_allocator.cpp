@@ -103,10 +103,12 @@ TieredAllocator::Answer<AskNative> TieredAllocator::serve(size_t nbytes,
 }
 
 // Up to which size requests share the pool of this one, if its recording may be left open for them;
-// else zero. What needs the gate, such as a limit, keeps it closed.
+// else zero. What needs the gate, such as a limit, keeps it closed. Under the gate: what is
+// switched after this has looked ends the recording, what was switched while it waited does not.
 size_t TieredAllocator::may_open_below(const Device& own, const Request& request,
                                        const Config& config) {
-  const bool may = config.mode == Mode::kManaged && !config.devices && !config.limit && started() &&
+  const bool in_force = started() && &config == &state().config.get();
+  const bool may = in_force && config.mode == Mode::kManaged && !config.devices && !config.limit &&
                    own.fraction.unlimited() && !own.recordings.any() &&
                    !(kRecordingsFreezeDevice && own.stream_recorded);
   const Bytes below = std::min(config.threshold, kEndOfClassZero);

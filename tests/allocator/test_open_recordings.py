@@ -158,6 +158,36 @@ def test_reconfiguring_places_new_tensors() -> None:
     assert found == ["device", "host"]
 
 
+# An observer cannot be detached, hence a process of its own.
+REQUEST_BEHIND_A_SWITCH = """
+import torch, egm_alloc
+from tests.allocator.conftest import GIB, MIB, Background, block
+from tests.simulator import sim
+egm_alloc.enable(mode="managed", threshold_gib=1)
+torch.cuda.init()
+late = []
+
+def observer(*figures):
+    fault.disarm()
+    late.append(Background(lambda: block(4 * MIB)))
+    late[0].join(0.2)  # it waits for this diversion to end
+    egm_alloc.enable(mode="tiered", backing="device", threshold_gib=2 / 1024)
+
+torch._C._cuda_attach_out_of_memory_observer(observer)
+with sim.fail_call("cudaMallocManaged", times=-1) as fault:
+    try:
+        block(2 * GIB)
+    except torch.cuda.OutOfMemoryError:
+        late[0].finish()
+assert egm_alloc.info(block(4 * MIB)).backing == "device"
+print("done")
+"""
+
+
+def test_request_that_waited_out_a_switch_leaves_no_recording_open() -> None:
+    assert "done" in run_script(REQUEST_BEHIND_A_SWITCH, timeout=60).stdout
+
+
 def test_users_pool_keeps_its_requests_after_another_threads_diversion() -> None:
     egm_alloc.enable(mode="managed")
     pool = torch.cuda.MemPool()
