@@ -211,10 +211,10 @@ TieredAllocator::Answer<AskNative> TieredAllocator::divert(
   Device& own = device(index);
   if (config.limit && segment_size(request.size) > *config.limit) {
     // Never to be served: said before torch is asked, which would count and announce a failure.
-    state().ledger.refused_by_limit(index, placement.backing);
-    TORCH_CHECK_WITH(OutOfMemoryError, false, "egm_alloc: ", describe(request.size),
-                     " do not fit under the extended tier's limit of ", describe(*config.limit),
-                     " on device ", static_cast<int>(index), ". Raise limit_gib or allocate less.");
+    refuse(index, placement, Refusal::kByLimit,
+           describe(request.size) + " do not fit under the extended tier's limit of " +
+               describe(*config.limit) + " on device " + std::to_string(index) +
+               ". Raise limit_gib or allocate less.");
   }
   Refusal refusal = Refusal::kNone;
   bool may_pass = false;

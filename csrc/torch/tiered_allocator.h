@@ -161,6 +161,9 @@ class TieredAllocator final : public DelegatingAllocator {
   void empty_retired(Device& own);
   void empty_postponed(Device& own);
   void tidy_after_diversion(Device& own, const Diversion& diversion) noexcept;
+  // Counts the refusal and throws, in the words by which programs know torch's error.
+  [[noreturn]] void refuse(c10::DeviceIndex device, const Placement& placement, Refusal refusal,
+                           const std::string& why);
   std::string describe_tiers(c10::DeviceIndex device, const std::string& failure);
   std::vector<Gate*> all_gates();
   Device& device(c10::DeviceIndex index) { return *devices_.at(static_cast<size_t>(index)); }

@@ -71,8 +71,7 @@ void TieredAllocator::bring_up(Device& own, const Request& request, const Config
     diversion.ready = std::make_unique<ReadySegment>(segment, placement);
     return;
   } catch (const LimitExceeded& error) {
-    count_refusal(own.index, placement.backing, Refusal::kByLimit);
-    TORCH_CHECK_WITH(OutOfMemoryError, false, describe_tiers(own.index, error.what()));
+    refuse(own.index, placement, Refusal::kByLimit, error.what());
   } catch (const std::runtime_error&) {
     // HBM may be cached by torch too, and memory of the host by any device.
     emptyCache();
@@ -80,8 +79,7 @@ void TieredAllocator::bring_up(Device& own, const Request& request, const Config
   try {
     diversion.ready = std::make_unique<ReadySegment>(segment, placement);
   } catch (const std::runtime_error& error) {
-    count_refusal(own.index, placement.backing, refusal_of(error));
-    TORCH_CHECK_WITH(OutOfMemoryError, false, describe_tiers(own.index, error.what()));
+    refuse(own.index, placement, refusal_of(error), error.what());
   }
 }
 
@@ -179,6 +177,12 @@ void TieredAllocator::empty_retired(Device& own) {
 void TieredAllocator::empty_postponed(Device& own) {
   own.pools.stop_recording();
   for (const auto& id : std::exchange(own.postponed_empties, {})) target()->emptyCache(id);
+}
+
+void TieredAllocator::refuse(c10::DeviceIndex index, const Placement& placement, Refusal refusal,
+                             const std::string& why) {
+  count_refusal(index, placement.backing, refusal);
+  C10_THROW_ERROR(OutOfMemoryError, "CUDA out of memory. " + describe_tiers(index, why));
 }
 
 std::string TieredAllocator::describe_tiers(c10::DeviceIndex index, const std::string& failure) {

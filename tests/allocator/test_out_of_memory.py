@@ -78,7 +78,10 @@ def test_limit_refuses_before_torch_is_asked() -> None:
     before = num_ooms() if torch.cuda.is_initialized() else 0
     with pytest.raises(torch.cuda.OutOfMemoryError, match=r"limit of 4\.00 GiB") as caught:
         block(5 * GIB)
-    assert "limit_gib" in str(caught.value)
+    message = str(caught.value)
+    assert message.startswith("CUDA out of memory. ")
+    for part in ("limit_gib", "device tier", "extended tier"):
+        assert part in message
     assert num_ooms() == before
     assert egm_alloc.stats().extended["managed"].limit_refusals >= 1
 

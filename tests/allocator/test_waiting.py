@@ -103,8 +103,14 @@ def test_what_never_fits_waits_for_nobody(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_request_that_the_reserve_refuses_counts_once(kind: str) -> None:
     before = egm_alloc.stats().extended[kind]
-    with pytest.raises(torch.cuda.OutOfMemoryError, match="would cut into the reserve"):
+    failures = torch.cuda.memory_stats()["num_ooms"]
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="would cut into the reserve") as caught:
         make(kind, 300)
+    message = str(caught.value)
+    assert message.startswith("CUDA out of memory. ")
+    assert "device tier" in message
+    assert "extended tier" in message
+    assert torch.cuda.memory_stats()["num_ooms"] == failures
     after = egm_alloc.stats().extended[kind]
     assert after.reserve_refusals == before.reserve_refusals + 1
     assert after.limit_refusals == before.limit_refusals
