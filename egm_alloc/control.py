@@ -164,7 +164,8 @@ def is_enabled() -> bool:
     Returns
     -------
     bool
-        False also where another allocator replaced ours after it was enabled.
+        False also where another allocator replaced ours after it was enabled, or torch's caching is
+        off (``torch.cuda.caching_allocator_enable(False)``).
     """
     return _C.is_enabled()
 

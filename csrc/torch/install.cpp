@@ -47,7 +47,7 @@ TieredAllocator& install() {
 
 bool is_diverting() {
   const TieredAllocator* const ours = instance.load();
-  return ours != nullptr && ours->started() && cca::allocator.load() == ours;
+  return ours != nullptr && ours->started() && cca::allocator.load() == ours && ours->isEnabled();
 }
 
 bool caching_is_enabled() {

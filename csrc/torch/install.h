@@ -13,7 +13,7 @@ TieredAllocator* installed();
 // allocator, or when its caching is off.
 TieredAllocator& install();
 
-// Installed, switched on, and still the allocator that torch asks.
+// Installed, switched on, and still the allocator that torch asks, with its caching on.
 bool is_diverting();
 
 // False after torch.cuda.caching_allocator_enable(False): torch then keeps no pools, ours included.

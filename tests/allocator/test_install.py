@@ -142,8 +142,16 @@ torch.cuda.caching_allocator_enable(False)
 tensor = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
 assert egm_alloc.info(tensor).tier == "device"
 assert egm_alloc.stats(0).extended["managed"].allocations == 0
+assert not egm_alloc.is_enabled()
+assert ": off" in egm_alloc.memory_summary()
+try:
+    with egm_alloc.place("pinned"):
+        raise AssertionError("not refused")
+except RuntimeError as error:
+    assert "is off" in str(error), error
 del tensor
 torch.cuda.caching_allocator_enable(True)
+assert egm_alloc.is_enabled()
 tensor = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
 assert egm_alloc.info(tensor).tier == "extended"
 assert egm_alloc.stats(0).extended["managed"].allocations == 1
