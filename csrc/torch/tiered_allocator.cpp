@@ -297,6 +297,9 @@ TieredAllocator::Answer<AskNative> TieredAllocator::record_and_ask(
 }
 
 c10::DataPtr TieredAllocator::allocate(size_t n) {
+  // torch refuses 1 EB and more at once, without counting it.
+  constexpr size_t kOneExabyte = size_t{1} << 60;
+  if (C10_UNLIKELY(n >= kOneExabyte)) return target()->allocate(n);
   return serve(n, std::nullopt, [&] { return target()->allocate(n); });
 }
 

@@ -143,6 +143,25 @@ def test_genuine_out_of_memory_in_hbm_is_torchs_own(diverted: bool) -> None:
     assert (len(announced), num_ooms()) == (1, before + 1)
 
 
+@pytest.mark.parametrize("threshold_gib", [1, (1 << 33) - 1])
+@pytest.mark.parametrize("spill", [False, True])
+def test_more_than_torch_takes_for_a_size_counts_as_without_egm_alloc(
+    threshold_gib: int, spill: bool
+) -> None:
+    egm_alloc.enable(threshold_gib=1, spill=False)
+    block(GIB)
+    egm_alloc.enable(threshold_gib=threshold_gib, spill=spill)
+    before = num_ooms()
+    for nbytes in (1 << 60, 1 << 62):
+        with pytest.raises(torch.cuda.OutOfMemoryError, match="more than 1EB"):
+            block(nbytes)
+    assert num_ooms() == before  # torch counts none
+    egm_alloc.enable(threshold_gib=1 << 20, spill=False)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        block(2 * torch.cuda.get_device_properties(0).total_memory)
+    assert num_ooms() == before + 1
+
+
 def test_observer_that_allocates_does_not_deadlock_and_stays_in_hbm() -> None:
     egm_alloc.enable(threshold_gib=1)
     seen: list[tuple[str | None, str | None]] = []
