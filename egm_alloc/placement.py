@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
+from collections.abc import Callable
 from types import TracebackType
+from typing import Any, TypeVar
 
 from egm_alloc import _C
 from egm_alloc.config import check_device_fraction, check_field
 from egm_alloc.control import get_config, is_enabled
 
 MIN_BYTES = 1 << 20  # the smallest that a block places, unless it says otherwise
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _tags: list[str] = [""]  # by number; number 0 is "no tag"
 _tags_lock = threading.Lock()
@@ -52,7 +57,7 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
     Raises
     ------
     TypeError, ValueError
-        If an argument is not allowed.
+        If an argument is not allowed, or it decorates what is not.
     RuntimeError
         On entering, if egm_alloc is off.
 
@@ -61,7 +66,7 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
     Of the current thread only: what a backward pass makes, in threads of autograd, is placed by
     the configuration. Blocks nest, and the innermost counts. Tensors keep their place when the
     block is left. Within a CUDA graph capture, or in a ``torch.cuda.MemPool`` of the user's, torch
-    decides. May be used as a decorator.
+    decides. May be used as a decorator, but not of generator functions or coroutine functions.
 
     Examples
     --------
@@ -105,6 +110,22 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
         self._layout = layout or "spread"
         self._tag = 0 if tag is None else _number_of(tag)
         self._min_bytes = min_bytes
+
+    def __call__(self, function: _Function) -> _Function:
+        """Return a function each call of which is a block."""
+        # Called, these only make an object, which runs when the block is over.
+        for kind, is_one in (
+            ("a generator function", inspect.isgeneratorfunction),
+            ("a coroutine function", inspect.iscoroutinefunction),
+            ("an async generator function", inspect.isasyncgenfunction),
+        ):
+            if is_one(function):
+                name = getattr(function, "__qualname__", repr(function))
+                raise TypeError(
+                    f"place() decorates {name}, {kind}; allowed: an ordinary function "
+                    "(within it use with blocks that contain no yield and no await)"
+                )
+        return super().__call__(function)
 
     def __enter__(self) -> place:
         """Begin to place what this thread makes."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -62,6 +64,29 @@ def test_decorated_function_places_what_it_makes_each_time() -> None:
 
     assert [backing(make(SIZE)) for _ in range(2)] == ["pinned", "pinned"]
     assert backing(block(SIZE)) is None
+
+
+def test_function_that_does_not_run_when_it_is_called_is_not_decorated() -> None:
+    def generator() -> Iterator[torch.Tensor]:
+        yield block(SIZE)
+
+    async def coroutine() -> torch.Tensor:
+        return block(SIZE)
+
+    async def async_generator() -> AsyncIterator[torch.Tensor]:
+        yield block(SIZE)
+
+    refused: list[tuple[Callable[..., object], str]] = [
+        (generator, "a generator function"),
+        (functools.partial(generator), "a generator function"),
+        (coroutine, "a coroutine function"),
+        (async_generator, "an async generator function"),
+    ]
+    for function, kind in refused:
+        with pytest.raises(TypeError, match=rf"^place\(\) decorates .*, {kind}; allowed: "):
+            egm_alloc.place("pinned")(function)
+    with pytest.raises(TypeError, match=r"\.generator, a generator function"):
+        egm_alloc.place("pinned")(generator)
 
 
 def test_exception_leaves_the_block() -> None:
