@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -19,6 +20,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _tags: list[str] = [""]  # by number; number 0 is "no tag"
 _tags_lock = threading.Lock()
+_numbers = itertools.count()
 
 
 def _number_of(tag: str) -> int:
@@ -59,14 +61,16 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
     TypeError, ValueError
         If an argument is not allowed, or it decorates what is not.
     RuntimeError
-        On entering, if egm_alloc is off.
+        On entering, if egm_alloc is off; on leaving, if this thread is not in the block.
 
     Notes
     -----
     Of the current thread only: what a backward pass makes, in threads of autograd, is placed by
-    the configuration. Blocks nest, and the innermost counts. Tensors keep their place when the
-    block is left. Within a CUDA graph capture, or in a ``torch.cuda.MemPool`` of the user's, torch
-    decides. May be used as a decorator, but not of generator functions or coroutine functions.
+    the configuration. Blocks nest, and the one entered last counts. A block must not span a
+    ``yield`` or ``await``: meanwhile it would place what other code of the thread makes. Tensors
+    keep their place when the block is left. Within a CUDA graph capture, or in a
+    ``torch.cuda.MemPool`` of the user's, torch decides. May be used as a decorator, but not of
+    generator functions or coroutine functions.
 
     Examples
     --------
@@ -106,6 +110,7 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
             raise TypeError(f"min_bytes is {min_bytes!r}; allowed: a number of bytes from 0 up")
         if not 0 <= min_bytes < 1 << 63:
             raise ValueError(f"min_bytes is {min_bytes!r}; allowed: a number of bytes from 0 up")
+        self._number = next(_numbers)
         self._device_fraction = device_fraction
         self._layout = layout or "spread"
         self._tag = 0 if tag is None else _number_of(tag)
@@ -134,7 +139,9 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
         fraction = self._device_fraction
         if fraction is None:
             fraction = get_config().device_fraction
-        _C.enter_place(self._backing, fraction, self._layout, self._tag, self._min_bytes)
+        _C.enter_place(
+            self._number, self._backing, fraction, self._layout, self._tag, self._min_bytes
+        )
         return self
 
     def __exit__(
@@ -144,4 +151,4 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
         traceback: TracebackType | None,
     ) -> None:
         """Go back to what was before."""
-        _C.leave_place()
+        _C.leave_place(self._number)

@@ -190,20 +190,25 @@ uint64_t migrate(uintptr_t segment_address, uint64_t on_device_bytes, int device
   }
 }
 
-// The blocks of a thread are left in the order in which they were entered, the last one first.
-void enter_place(const std::string& backing, double device_fraction, const std::string& layout,
-                 int tag, uint64_t min_bytes) {
+void enter_place(uint64_t number, const std::string& backing, double device_fraction,
+                 const std::string& layout, int tag, uint64_t min_bytes) {
   egm::ThisThread& thread = egm::this_thread();
-  thread.place = new egm::PlaceBlock{{egm::parse_backing(backing), device_fraction,
+  thread.place = new egm::PlaceBlock{number,
+                                     {egm::parse_backing(backing), device_fraction,
                                       egm::parse_layout(layout), tag, Bytes(min_bytes)},
                                      thread.place};
 }
 
-void leave_place() {
-  egm::ThisThread& thread = egm::this_thread();
-  if (thread.place == nullptr) throw std::runtime_error("this thread is in no place() block");
-  const std::unique_ptr<egm::PlaceBlock> left(thread.place);
-  thread.place = left->outer;
+// Not always the one entered last: suspended generators and tasks end in any order.
+void leave_place(uint64_t number) {
+  egm::PlaceBlock** link = &egm::this_thread().place;
+  while (*link != nullptr && (*link)->number != number) link = &(*link)->outer;
+  if (*link == nullptr) {
+    throw std::runtime_error(
+        "this thread is not in this place() block: leave it once, in the thread that entered it");
+  }
+  const std::unique_ptr<egm::PlaceBlock> left(*link);
+  *link = left->outer;
 }
 
 py::object segment_of(uintptr_t address) {
@@ -273,9 +278,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
              py::arg("location"), py::arg("stream"));
   module.def("migrate", &migrate, py::arg("segment_address"), py::arg("on_device_bytes"),
              py::arg("device"));
-  module.def("enter_place", &enter_place, py::arg("backing"), py::arg("device_fraction"),
-             py::arg("layout"), py::arg("tag"), py::arg("min_bytes"));
-  module.def("leave_place", &leave_place);
+  module.def("enter_place", &enter_place, py::arg("number"), py::arg("backing"),
+             py::arg("device_fraction"), py::arg("layout"), py::arg("tag"), py::arg("min_bytes"));
+  module.def("leave_place", &leave_place, py::arg("number"));
   module.def("segment_of", &segment_of, py::arg("address"));
   egm::bind_machine(module);
   egm::bind_host_stock(module);

@@ -2,14 +2,18 @@
 // looked up in every request.
 #pragma once
 
+#include <cstdint>
+
 #include "core/placement.h"
 
 namespace egm {
 
 struct Diversion;
 
-// One of the place() blocks that the thread is in, innermost first.
+// One of the place() blocks that the thread is in, the one entered last first.
 struct PlaceBlock {
+  // Of the place() that entered it.
+  uint64_t number = 0;
   PlaceScope scope;
   PlaceBlock* outer = nullptr;
 };

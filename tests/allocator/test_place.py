@@ -348,7 +348,40 @@ def test_bad_argument_is_refused_by_name(
 
 def test_leaving_a_block_in_a_thread_that_did_not_enter_it_is_an_error() -> None:
     place = egm_alloc.place("pinned")
+
+    def leave_within_another() -> str | None:
+        with egm_alloc.place("numa"):
+            with pytest.raises(RuntimeError, match=r"not in this place\(\) block"):
+                place.__exit__(None, None, None)
+            return backing(block(SIZE))
+
     with place:
-        with pytest.raises(RuntimeError, match="no place"):
-            Background(lambda: place.__exit__(None, None, None)).finish()
+        assert Background(leave_within_another).finish() == "numa"
         assert backing(block(SIZE)) == "pinned"
+
+
+def test_leaving_a_block_that_was_not_entered_is_an_error() -> None:
+    place = egm_alloc.place("numa")
+    with egm_alloc.place("pinned"):
+        with pytest.raises(RuntimeError, match=r"not in this place\(\) block"):
+            place.__exit__(None, None, None)
+        with place:
+            pass
+        with pytest.raises(RuntimeError, match=r"not in this place\(\) block"):
+            place.__exit__(None, None, None)
+        assert backing(block(SIZE)) == "pinned"
+    assert backing(block(SIZE)) is None
+
+
+def test_blocks_may_be_left_in_any_order() -> None:
+    def suspended(name: str) -> Iterator[None]:
+        with egm_alloc.place(name):
+            yield
+
+    pinned, numa = suspended("pinned"), suspended("numa")
+    next(pinned)
+    next(numa)
+    next(pinned, None)
+    assert backing(block(SIZE)) == "numa"
+    next(numa, None)
+    assert backing(block(SIZE)) is None
