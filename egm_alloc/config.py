@@ -57,8 +57,10 @@ def _check_limit(name: str, value: object) -> float | None:
 
 
 def _check_host_reserve(name: str, value: object) -> float | None:
-    if value is None or (value == 0 and not isinstance(value, bool)):
-        return None if value is None else 0.0
+    if value is None:
+        return None
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and value == 0:
+        return 0.0
     return _check_gib(name, value, ", 0 for none, or None for 5 % of host memory")
 
 

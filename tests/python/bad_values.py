@@ -66,6 +66,7 @@ BAD_VALUES: list[tuple[str, object, type[Exception]]] = [
     ("host_reserve_gib", float("inf"), ValueError),
     ("host_reserve_gib", False, TypeError),
     ("host_reserve_gib", "5", TypeError),
+    ("host_reserve_gib", 0j, TypeError),
     ("spill", 0, TypeError),
     ("spill", "yes", TypeError),
     ("spill", None, TypeError),

@@ -54,6 +54,13 @@ def test_message_shows_the_value(field: str, value: Any, error: type[Exception])
         assert shown in str(caught.value)
 
 
+@pytest.mark.parametrize("elements", [1, 2])
+def test_zeros_that_are_no_number_are_no_reserve(elements: int) -> None:
+    zeros: Any = torch.zeros(elements)
+    with pytest.raises(TypeError, match=r"^host_reserve_gib is tensor\(.*; allowed: "):
+        Config(host_reserve_gib=zeros)
+
+
 def test_mode_managed_needs_backing_managed() -> None:
     with pytest.raises(ValueError, match=r"backing is 'device'; allowed: 'managed' in mode"):
         Config(mode="managed", backing="device")
