@@ -212,8 +212,7 @@ def doctor() -> Diagnosis:
         problems.insert(0, stopped)
     else:
         devices = tuple(map(diagnose_device, range(torch.cuda.device_count())))
-        concurrent = [device.traits.concurrent_managed_access for device in devices]
-        problems += configuration_problems(config, concurrent)
+        problems += configuration_problems(config, devices)
     return Diagnosis(
         egm_alloc_version=__version__,
         torch_version=str(torch.__version__),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,9 +25,13 @@ from egm_alloc.environment import (
 from egm_alloc.host import HostDiagnosis
 from egm_alloc.stats import format_bytes
 
+if TYPE_CHECKING:
+    from egm_alloc.diagnosis import DeviceDiagnosis
+
 _NO_CACHING = "PYTORCH_NO_CUDA_MEMORY_CACHING"
 _NCCL_HOOK = "TORCH_NCCL_USE_TENSOR_REGISTER_ALLOCATOR_HOOK"
 _NCCL_TRUE = ("y", "yes", "1", "t", "true")  # getCvarBool in torch/csrc/distributed/c10d/Utils.hpp
+_ON_HOST = ("pinned", "numa")  # backings that requests are spilled to as well
 _CAPABILITY = "in a container: start it with --cap-add SYS_NICE"
 
 
@@ -139,15 +144,17 @@ def allocator_problems() -> list[Problem]:
     ]
 
 
-def configuration_problems(config: Config | None, concurrent: Sequence[bool]) -> list[Problem]:
+def configuration_problems(
+    config: Config | None, devices: Sequence[DeviceDiagnosis]
+) -> list[Problem]:
     """Return where a configuration does not suit the devices.
 
     Parameters
     ----------
     config : Config or None
         The configuration, if there is a valid one.
-    concurrent : sequence of bool
-        Of each device, whether it may use managed memory while the CPU does.
+    devices : sequence of DeviceDiagnosis
+        The machine's devices.
 
     Returns
     -------
@@ -156,25 +163,52 @@ def configuration_problems(config: Config | None, concurrent: Sequence[bool]) ->
     if config is None:
         return []
     problems = []
-    if config.devices is not None and config.devices[-1] >= len(concurrent):
+    if config.devices is not None and config.devices[-1] >= len(devices):
         what = f"device is {config.devices[-1]}, and this machine's last one is cuda:"
         remedy = "set EGM_ALLOC_DEVICE to devices of this machine, or unset it"
-        problems.append(Problem(f"{what}{len(concurrent) - 1}", remedy, stops=True))
-    if config.backing == "managed":
-        remedy = "set EGM_ALLOC_BACKING=auto"
+        problems.append(Problem(f"{what}{len(devices) - 1}", remedy, stops=True))
+    for device in devices:
+        if config.devices is None or device.index in config.devices:
+            found = (_backing_problem(config, device), _spill_problem(config, device))
+            problems += [problem for problem in found if problem is not None]
+    return problems
+
+
+def _backing_problem(config: Config, device: DeviceDiagnosis) -> Problem | None:
+    backing, traits, remedy = config.backing, device.traits, "set EGM_ALLOC_BACKING=auto"
+    if backing == "managed" and not traits.concurrent_managed_access:
         if config.mode == "managed":
             remedy += " and EGM_ALLOC_MODE=tiered"
-        problems += [
-            Problem(
-                f"cuda:{index} cannot use managed memory while the CPU does, and that is the "
-                "backing: advice and prefetching fail, and the CPU must not touch it meanwhile",
-                remedy,
-                stops=False,
-            )
-            for index, able in enumerate(concurrent)
-            if not able and (config.devices is None or index in config.devices)
-        ]
-    return problems
+        return Problem(
+            f"cuda:{device.index} cannot use managed memory while the CPU does, and that is the "
+            "backing: advice and prefetching fail, and the CPU must not touch it meanwhile",
+            remedy,
+            stops=False,
+        )
+    if backing == "pinned" and not traits.registered_host_pointers:
+        why = "reaches registered host memory only under another address"
+    elif backing in ("numa", "split") and not traits.host_numa_vmm:
+        why = "cannot map memory of a host NUMA node"
+    else:
+        return None
+    what = f"cuda:{device.index} {why}, and the backing is {backing!r}: its requests fail"
+    return Problem(what, remedy, stops=True)
+
+
+def _spill_problem(config: Config, device: DeviceDiagnosis) -> Problem | None:
+    backing = device.auto_backing if config.backing == "auto" else config.backing
+    spills_to_pinned = config.spill and config.mode == "tiered" and backing not in _ON_HOST
+    if not spills_to_pinned or device.traits.registered_host_pointers:
+        return None
+    remedy = "set EGM_ALLOC_SPILL=0"
+    if device.traits.host_numa_vmm:
+        remedy = "set EGM_ALLOC_BACKING=numa, to which it then spills too, or EGM_ALLOC_SPILL=0"
+    return Problem(
+        f"cuda:{device.index} reaches registered host memory only under another address: what "
+        "its HBM cannot hold cannot be spilled to pinned memory",
+        remedy,
+        stops=False,
+    )
 
 
 def host_problems(host: HostDiagnosis) -> list[Problem]:

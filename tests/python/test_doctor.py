@@ -126,6 +126,12 @@ def test_without_a_gpu_it_says_so_and_fails() -> None:
             "unset backend:cudaMallocAsync",
         ),
         ("h200", {"EGM_ALLOC_MODE": "fast"}, "EGM_ALLOC_MODE is 'fast'", "set EGM_ALLOC_MODE"),
+        (
+            "h200",
+            {"EGM_ALLOC_BACKING": "split", "EGM_SIM_HOST_NUMA_VMM": "0"},
+            "cuda:0 cannot map memory of a host NUMA node",
+            "EGM_ALLOC_BACKING=auto",
+        ),
     ],
 )
 def test_problem_is_named_with_its_remedy(

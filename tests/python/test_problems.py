@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 
 import egm_alloc
-from egm_alloc import Config, HostDiagnosis, machine
+from egm_alloc import Config, DeviceDiagnosis, DeviceTraits, HostDiagnosis, machine
 from egm_alloc.problems import (
     allocator_problems,
     configuration_problems,
@@ -33,6 +34,33 @@ HEALTHY_HOST = HostDiagnosis(
     may_bind_memory=True,
     may_ask_for_pages=True,
 )
+
+ABLE = DeviceTraits(
+    managed=True,
+    concurrent_managed_access=True,
+    pageable_memory_access=True,
+    uses_host_page_tables=False,
+    integrated=False,
+    host_numa_vmm=True,
+    registered_host_pointers=True,
+    host_numa_node=0,
+    hbm_numa_node=-1,
+    egm_carveout=False,
+)
+
+
+def device(index: int = 0, auto_backing: str = "pinned", **unable: Any) -> DeviceDiagnosis:
+    """Return a device that can do everything but what is given as False."""
+    return DeviceDiagnosis(
+        index=index,
+        name="GPU",
+        simulated=False,
+        compute_capability="9.0",
+        hbm_bytes=80 * GIB,
+        traits=dataclasses.replace(ABLE, **unable),
+        auto_backing=auto_backing,
+        auto_reason="it suits",
+    )
 
 
 def test_cuda_that_does_not_come_up_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +98,7 @@ def test_caching_that_is_switched_off_is_a_problem() -> None:
 def test_no_problem_where_there_is_none() -> None:
     assert environment_problems({}) == []
     assert host_problems(HEALTHY_HOST) == []
-    assert configuration_problems(Config(), [True, True]) == []
+    assert configuration_problems(Config(), [device(0), device(1)]) == []
     assert configuration_problems(None, []) == []
 
 
@@ -148,13 +176,63 @@ def test_single_node_needs_no_binding() -> None:
 
 
 def test_configured_device_that_is_missing_is_a_problem() -> None:
-    (problem,) = configuration_problems(Config(device=(0, 2)), [True, True])
+    (problem,) = configuration_problems(Config(device=(0, 2)), [device(0), device(1)])
     assert problem.what == "device is 2, and this machine's last one is cuda:1"
     assert problem.stops
 
 
 def test_only_devices_that_are_acted_on_matter() -> None:
-    concurrent = [False, True]
-    assert len(configuration_problems(Config(), concurrent)) == 1
-    assert configuration_problems(Config(device=(1,)), concurrent) == []
-    assert configuration_problems(Config(backing="auto"), concurrent) == []
+    devices = [device(0, concurrent_managed_access=False), device(1)]
+    assert len(configuration_problems(Config(), devices)) == 1
+    assert configuration_problems(Config(device=(1,)), devices) == []
+    assert configuration_problems(Config(backing="auto"), devices) == []
+
+
+@pytest.mark.parametrize(
+    ("backing", "missing", "word"),
+    [
+        ("numa", "host_numa_vmm", "cannot map memory of a host NUMA node"),
+        ("split", "host_numa_vmm", "cannot map memory of a host NUMA node"),
+        ("pinned", "registered_host_pointers", "only under another address"),
+    ],
+)
+def test_backing_that_a_device_cannot_do_is_a_problem(
+    backing: str, missing: str, word: str
+) -> None:
+    unable: dict[str, Any] = {missing: False}
+    devices = [device(0), device(1, **unable)]
+    (problem,) = configuration_problems(Config(backing=backing, spill=False), devices)
+    assert problem.what.startswith("cuda:1 ")
+    assert word in problem.what
+    assert repr(backing) in problem.what
+    assert problem.remedy == "set EGM_ALLOC_BACKING=auto"
+    assert problem.stops
+    assert configuration_problems(Config(backing=backing), [device(0)]) == []
+
+
+@pytest.mark.parametrize("backing", ["managed", "device", "split", "auto"])
+def test_spilling_that_a_device_cannot_do_is_a_problem(backing: str) -> None:
+    devices = [device(auto_backing="managed", registered_host_pointers=False)]
+    (problem,) = configuration_problems(Config(backing=backing), devices)
+    assert "cannot be spilled to pinned memory" in problem.what
+    assert "EGM_ALLOC_BACKING=numa" in problem.remedy
+    assert "EGM_ALLOC_SPILL=0" in problem.remedy
+    assert not problem.stops
+    assert configuration_problems(Config(backing=backing, spill=False), devices) == []
+
+
+def test_spilling_has_no_other_backing_where_the_driver_maps_no_host_memory() -> None:
+    devices = [device(registered_host_pointers=False, host_numa_vmm=False)]
+    (problem,) = configuration_problems(Config(), devices)
+    assert problem.remedy == "set EGM_ALLOC_SPILL=0"
+
+
+def test_spilling_goes_where_the_backing_is_on_the_host() -> None:
+    devices = [device(auto_backing="numa", registered_host_pointers=False)]
+    assert configuration_problems(Config(backing="numa"), devices) == []
+    assert configuration_problems(Config(backing="auto"), devices) == []
+
+
+def test_mode_managed_does_not_spill() -> None:
+    devices = [device(registered_host_pointers=False)]
+    assert configuration_problems(Config(mode="managed"), devices) == []
