@@ -23,6 +23,7 @@ from egm_alloc.environment import (
     parse_bool,
     unknown_variables,
     values_from_environment,
+    variable,
 )
 
 
@@ -126,7 +127,8 @@ def enable(
             config = dataclasses.replace(_config, **given)
         else:
             config = Config(**{**values_from_environment(skip=given), **given})
-        _require_machine(config)
+        given_before = _config is not None or "device" in given
+        _require_machine(config, "device" if given_before else variable("device"))
         _C.enable(_compiled(config))
         _config = config
     _C.stop_recordings()
@@ -186,7 +188,7 @@ def get_config() -> Config:
     return from_environment() if config is None else config
 
 
-def _require_machine(config: Config) -> None:
+def _require_machine(config: Config, device_name: str) -> None:
     if "PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ:
         raise RuntimeError(
             "egm_alloc works inside torch's caching allocator, which "
@@ -197,7 +199,7 @@ def _require_machine(config: Config) -> None:
         raise RuntimeError(f"egm_alloc needs a CUDA GPU: {machine.why_no_device()}")
     if count is not None and config.devices is not None and config.devices[-1] >= count:
         raise ValueError(
-            f"device is {config.devices[-1]}; allowed: an index below {count}, "
+            f"{device_name} is {config.devices[-1]}; allowed: an index below {count}, "
             "the number of CUDA devices here"
         )
 

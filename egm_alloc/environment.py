@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from egm_alloc.config import FIELDS, Config, check_field
+from egm_alloc.config import BACKING_CHOICES, FIELDS, LOCATIONS, MODES, Config, check_field
 
 PREFIX = "EGM_ALLOC_"
 AUTO_ENABLE = PREFIX + "AUTO_ENABLE"
@@ -70,19 +70,24 @@ def parse_bool(text: str) -> bool:
     return word in _TRUE
 
 
-# How each field is parsed, and what is said where that fails.
+_GIB = "a number of GiB above 0 and below 2**33 (2**63 bytes)"
+
+# How each field is parsed, and what is said to be allowed where that or its check fails.
 _PARSERS: dict[str, tuple[Callable[[str], object], str]] = {
-    "threshold_gib": (_parse_number, "a number of GiB"),
-    "device": (_parse_devices, "'all' or indices such as '0,1'"),
-    "mode": (_parse_text, ""),
-    "backing": (_parse_text, ""),
-    "preferred_location": (_parse_optional_text, ""),
-    "accessed_by": (_parse_list, ""),
+    "threshold_gib": (_parse_number, f"{_GIB}; for everything in managed memory use mode managed"),
+    "device": (_parse_devices, "all, or indices of CUDA devices, each once, such as 1 or 0,1"),
+    "mode": (_parse_text, ", ".join(MODES)),
+    "backing": (_parse_text, ", ".join(BACKING_CHOICES)),
+    "preferred_location": (_parse_optional_text, f"{', '.join(LOCATIONS)} or none"),
+    "accessed_by": (_parse_list, f"{', '.join(LOCATIONS)}, both ({','.join(LOCATIONS)}) or none"),
     "prefetch": (parse_bool, BOOL_WORDS),
-    "limit_gib": (_parse_optional_number, "a number of GiB, or 'none'"),
-    "device_fraction": (_parse_number, "a number from 0 to 1"),
+    "limit_gib": (_parse_optional_number, f"{_GIB}, or none for no limit"),
+    "device_fraction": (_parse_number, "a number from 0 (all on the host) to 1 (all in HBM)"),
     "spill": (parse_bool, BOOL_WORDS),
-    "host_reserve_gib": (_parse_optional_number, "a number of GiB, or 'none' for 5 %"),
+    "host_reserve_gib": (
+        _parse_optional_number,
+        f"{_GIB}, 0 for no reserve, or none for 5 % of host memory",
+    ),
 }
 
 
@@ -122,10 +127,9 @@ def values_from_environment(
         text = environ[name].strip()
         parse, allowed = _PARSERS[field]
         try:
-            parsed = parse(text)
+            values[field] = check_field(field, parse(text), name)
         except ValueError:
             raise ValueError(f"{name} is {text!r}; allowed: {allowed}") from None
-        values[field] = check_field(field, parsed, name)
     return values
 
 

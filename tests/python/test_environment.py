@@ -90,6 +90,30 @@ def test_bad_variable_is_refused_by_name(variable: str, text: str) -> None:
         from_environment({f"EGM_ALLOC_{variable}": text})
 
 
+@pytest.mark.parametrize(
+    ("variable", "text", "allowed"),
+    [
+        ("THRESHOLD_GIB", "-1", "a number of GiB above 0 and below "),
+        ("DEVICE", "0,0", "all, or indices of CUDA devices, each once, such as 1 or 0,1"),
+        ("DEVICE", "cpu", "all, or indices of CUDA devices, each once, such as 1 or 0,1"),
+        ("MODE", "Managed", "tiered, managed"),
+        ("BACKING", "hbm", "managed, device, pinned, numa, split, auto"),
+        ("PREFERRED_LOCATION", "gpu", "device, host or none"),
+        ("ACCESSED_BY", "", "device, host, both (device,host) or none"),
+        ("ACCESSED_BY", "host,host", "device, host, both (device,host) or none"),
+        ("HOST_RESERVE_GIB", "-1", "a number of GiB above 0 and below "),
+    ],
+)
+def test_message_shows_the_text_and_the_forms_of_the_environment(
+    variable: str, text: str, allowed: str
+) -> None:
+    with pytest.raises(ValueError, match="allowed: ") as caught:
+        from_environment({f"EGM_ALLOC_{variable}": text})
+    message = str(caught.value)
+    assert message.startswith(f"EGM_ALLOC_{variable} is {text!r}; allowed: {allowed}")
+    assert "None" not in message
+
+
 def test_contradicting_variables_are_refused() -> None:
     with pytest.raises(ValueError, match="backing is 'device'"):
         from_environment({"EGM_ALLOC_MODE": "managed", "EGM_ALLOC_BACKING": "device"})

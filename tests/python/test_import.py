@@ -88,8 +88,8 @@ def test_import_leaves_off_if_told() -> None:
     ("variables", "words"),
     [
         ({"EGM_ALLOC_AUTO_ENABLE": "maybe"}, ["EGM_ALLOC_AUTO_ENABLE is 'maybe'", "allowed: 1"]),
-        ({"EGM_ALLOC_THRESHOLD_GIB": "-1"}, ["EGM_ALLOC_THRESHOLD_GIB is -1.0", "allowed: "]),
-        ({"EGM_ALLOC_DEVICE": "7"}, ["device is 7", "below 2"]),
+        ({"EGM_ALLOC_THRESHOLD_GIB": "-1"}, ["EGM_ALLOC_THRESHOLD_GIB is '-1'", "allowed: "]),
+        ({"EGM_ALLOC_DEVICE": "7"}, ["EGM_ALLOC_DEVICE is 7", "below 2"]),
         (
             {"EGM_ALLOC_MODE": "managed", "EGM_ALLOC_BACKING": "device"},
             ["backing is 'device'", "'managed'"],
