@@ -101,14 +101,14 @@ def _has_memory(tensor: torch.Tensor) -> bool:
     if isinstance(tensor, FakeTensor):  # torch warns whoever asks for its address
         return False
     try:
-        return tensor.data_ptr() != 0 or tensor.numel() == 0
+        return tensor.data_ptr() != 0 or span_bytes(tensor) == 0
     except (RuntimeError, NotImplementedError):  # of a DTensor, within vmap
         return False
 
 
 def span_bytes(tensor: torch.Tensor) -> int:
-    """Return the bytes from a tensor's first element to the end of its last; 0 without elements."""
-    if tensor.numel() == 0:
+    """Return the bytes from a tensor's first element to the end of its last; 0 without any."""
+    if tensor.numel() == 0 or tensor.untyped_storage().nbytes() == 0:  # FSDP resizes it to 0
         return 0
     last = sum(
         (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
@@ -184,7 +184,7 @@ def residency(tensor: torch.Tensor) -> Residency:
     -------
     Residency
         Of the pages from the tensor's first element to its last, so of a view only its part. No
-        bytes for a tensor without elements.
+        bytes for a tensor without elements or storage.
 
     Raises
     ------
@@ -201,6 +201,7 @@ def residency(tensor: torch.Tensor) -> Residency:
     when they are mapped for the CPU, which the advice ``accessed_by=("host",)`` sees to.
     """
     require_cuda_tensor(tensor)
-    if tensor.numel() == 0:
+    size_bytes = span_bytes(tensor)
+    if size_bytes == 0:
         return Residency("unregistered", host_bytes=0, device_node_bytes=0, unmapped_bytes=0)
-    return Residency(**_C.residency(tensor.data_ptr(), span_bytes(tensor), tensor.device.index))
+    return Residency(**_C.residency(tensor.data_ptr(), size_bytes, tensor.device.index))

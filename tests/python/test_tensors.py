@@ -65,9 +65,11 @@ def test_view_has_the_placement_of_its_base() -> None:
 @pytest.mark.simulated
 def test_tensor_without_bytes_has_no_tier() -> None:
     egm_alloc.enable(threshold_gib=1)
-    empty = block(0)
-    assert egm_alloc.info(empty).tier is None
-    assert egm_alloc.residency(empty) == egm_alloc.Residency("unregistered", 0, 0, 0)
+    freed = block(MIB)
+    freed.untyped_storage().resize_(0)
+    for empty in (block(0), freed):
+        assert egm_alloc.info(empty).tier is None
+        assert egm_alloc.residency(empty) == egm_alloc.Residency("unregistered", 0, 0, 0)
 
 
 @pytest.mark.simulated
