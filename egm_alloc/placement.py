@@ -52,9 +52,11 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
         turns, so that kernels read both at the same time; ``"head"``: the tensor's first bytes.
         Default: ``"spread"``.
     tag : str, optional
-        A name under which `stats` adds up what the block made.
+        A name under which `stats` adds up what the block placed. Requests below `min_bytes`, and
+        those below 10 MiB with the backing ``"split"``, are not placed and have no tag. A block
+        within this one has its own tag, or none.
     min_bytes : int
-        Smaller requests are placed as outside of the block.
+        Smaller requests are placed as outside of all blocks.
 
     Raises
     ------

@@ -87,8 +87,8 @@ class Stats:
         The extended tier, by backing; the backing ``device`` is HBM by ``place("device")``, and
         counts against ``limit_gib`` as the others do.
     tags : dict of str to TierStats
-        What blocks of `place` with a tag hold, by tag; of both tiers, without what HBM holds
-        outside of blocks.
+        What blocks of `place` with a tag placed, by tag; of both tiers. What a block leaves where
+        torch puts it, such as ``"split"`` tensors below 10 MiB, is not in it.
     host_available_bytes : int
         Host memory that can be taken now, the reserve included; 0 while CUDA is not initialised.
     """

@@ -36,7 +36,7 @@ class TensorInfo:
     spilled : bool
         Whether it is there because HBM could not hold it.
     tag : str or None
-        The tag of the `place` block that it was made in.
+        The tag of the `place` block that placed it.
     on_device_bytes : int or None
         Of a ``"numa"`` or ``"split"`` segment, the bytes that are in HBM.
     """

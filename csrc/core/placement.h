@@ -29,7 +29,7 @@ struct Placement {
   Bytes exact_size;
   // Serves what HBM could not hold.
   bool spilled = false;
-  // Of the innermost place() with one; 0 for none.
+  // Of the innermost place(); 0 where it has none, even within one that has.
   int tag = 0;
 
   friend bool operator==(const Placement& a, const Placement& b) {
@@ -46,7 +46,7 @@ struct PlaceScope {
   double device_fraction = 0;
   SplitLayout layout = SplitLayout::kSpread;
   int tag = 0;
-  // Smaller requests are placed as if there were no scope.
+  // Smaller requests are placed as outside of all place() blocks.
   Bytes min_bytes;
 };
 

@@ -165,6 +165,18 @@ def test_tag_adds_up_what_its_blocks_hold_over_backings() -> None:
     assert egm_alloc.stats().tags == {}
 
 
+def test_tag_does_not_count_what_torch_keeps_in_hbm() -> None:
+    with egm_alloc.place("split", tag="weights"):
+        small, large = block(10 * MIB - 1), block(SIZE)
+    assert [egm_alloc.info(tensor).tag for tensor in (small, large)] == [None, "weights"]
+    assert egm_alloc.stats().tags == {"weights": egm_alloc.TierStats(SIZE, SIZE)}
+
+
+def test_block_without_a_tag_has_not_that_of_the_one_around_it() -> None:
+    with egm_alloc.place("pinned", tag="outer"), egm_alloc.place("pinned"):
+        assert egm_alloc.info(block(SIZE)).tag is None
+
+
 def test_tags_share_no_memory() -> None:
     with egm_alloc.place("pinned", tag="one"):
         address = block(SIZE).data_ptr()
