@@ -7,6 +7,11 @@ PYTHON ?= python3
 VENV := .venv$(if $(TORCH),-$(TORCH))
 RUN := $(VENV)/bin/python
 
+# An empty one names no compiler, which neither torch nor distutils expects.
+ifeq ($(strip $(CXX)),)
+unexport CXX
+endif
+
 .PHONY: test demo test-gpu test-torch bench lint env clean vllm-contract
 
 # The simulated CUDA device takes the place of a real one, on a machine with a GPU too. Files are

@@ -47,7 +47,7 @@ def check_machine() -> None:
         sys.exit(f"egm_alloc: {sys.executable} is too old; put Python 3.10 or newer on the PATH")
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
         sys.exit("egm_alloc: Python's headers are missing: type 'apt-get install python3-dev'")
-    if not shutil.which(os.environ.get("CXX", "c++").split()[0]):
+    if not shutil.which((os.environ.get("CXX") or "c++").split()[0]):
         sys.exit("egm_alloc: no C++ compiler here: type 'apt-get install g++'")
 
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,24 @@ _VENDORS = TargetTorch("/opt/site/torch", "2.11.0a0+nv25", "abc", "13.0", None, 
 @pytest.fixture(autouse=True)
 def vendors_torch_is_active(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target_torch, "describe", lambda: _VENDORS)
+
+
+def test_empty_cxx_is_the_usual_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "")
+    setup_env.check_machine()
+
+
+def test_make_hands_on_no_empty_cxx() -> None:
+    for compiler, kept in (("", []), ("g++", ["CXX=g++"])):
+        result = subprocess.run(
+            ["make", "--eval", "show: ; @env", "show"],
+            cwd=ROOT,
+            env={**os.environ, "CXX": compiler},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        assert [line for line in result.stdout.splitlines() if line.startswith("CXX=")] == kept
 
 
 @pytest.mark.parametrize("wanted", [None, "2.11"])
