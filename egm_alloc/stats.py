@@ -138,7 +138,7 @@ def stats(device: Device | None = None) -> Stats:
     Raises
     ------
     TypeError, ValueError
-        If `device` is not a CUDA device of this machine.
+        If `device` is not a CUDA device or, once CUDA is up, not one of this machine.
 
     Examples
     --------
@@ -169,7 +169,7 @@ def reset_peak_stats(device: Device | None = None) -> None:
     Raises
     ------
     TypeError, ValueError
-        If `device` is not a CUDA device of this machine.
+        If `device` is not a CUDA device or, once CUDA is up, not one of this machine.
     """
     _C.reset_peak_stats(_device_index(device))
 
@@ -225,7 +225,7 @@ def memory_summary(device: Device | None = None) -> str:
     Raises
     ------
     TypeError, ValueError
-        If `device` is not a CUDA device of this machine.
+        If `device` is not a CUDA device or, once CUDA is up, not one of this machine.
     """
     current = stats(device)
     if is_enabled():

@@ -108,9 +108,10 @@ def test_asking_does_not_bring_cuda_up() -> None:
     result = run_script(
         """
 import torch, egm_alloc
-stats = egm_alloc.stats()
-egm_alloc.reset_peak_stats()
-egm_alloc.memory_summary()
+for device in (None, 7):  # which devices there are is not asked either
+    stats = egm_alloc.stats(device)
+    egm_alloc.reset_peak_stats(device)
+    egm_alloc.memory_summary(device)
 print(stats.device_tier, stats.extended_tier, torch.cuda.is_initialized())
 """
     )
