@@ -15,6 +15,7 @@
 #include "core/state.h"
 #include "cuda/host_reserve.h"
 #include "cuda/traits.h"
+#include "torch/install.h"
 
 namespace py = pybind11;
 
@@ -76,6 +77,7 @@ py::dict host_bookings() {
   Bookings now;
   {
     py::gil_scoped_release unlocked;
+    tell_hbm_of_torch();
     now = bookings();
   }
   py::dict result;

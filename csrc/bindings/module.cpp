@@ -180,6 +180,7 @@ uint64_t migrate(uintptr_t segment_address, uint64_t on_device_bytes, int device
   }
   py::gil_scoped_release unlocked;
   auto* const base = reinterpret_cast<void*>(segment_address);
+  egm::tell_hbm_of_torch();
   try {
     return egm::set_device_part(base, Bytes(on_device_bytes)).count();
   } catch (const egm::ReserveExceeded&) {

@@ -45,6 +45,12 @@ void Ledger::segment_released(DeviceIndex device, BackingKind backing, Bytes siz
   });
 }
 
+void Ledger::mapped_in_hbm_changed(DeviceIndex device, Bytes before, Bytes after) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  Bytes& sum = mapped_in_hbm_.at(device);
+  sum = sum - before + after;
+}
+
 void Ledger::request_served(DeviceIndex device, BackingKind backing) {
   served_.at(device).at(static_cast<size_t>(backing)).fetch_add(1, std::memory_order_relaxed);
 }
@@ -109,7 +115,8 @@ Bytes Ledger::reserved_outside_hbm(DeviceIndex device) const {
     const auto& c = counters.at(static_cast<size_t>(kind));
     if (kind != BackingKind::kDevice) sum = sum + c.reserved - c.pair_allocated;
   }
-  return sum;
+  // Its chunks are rounded up.
+  return difference_or_zero(sum, mapped_in_hbm_.at(device));
 }
 
 void Ledger::reset_peaks(DeviceIndex device) {

@@ -39,6 +39,8 @@ class Ledger {
   void cancel_reservation(DeviceIndex device, BackingKind backing, Bytes size);
   void segment_acquired(DeviceIndex device, BackingKind backing);
   void segment_released(DeviceIndex device, BackingKind backing, Bytes size);
+  // What mapped memory (numa, split) has in HBM, within `reserved`.
+  void mapped_in_hbm_changed(DeviceIndex device, Bytes before, Bytes after);
 
   void request_served(DeviceIndex device, BackingKind backing);
   void pair_allocated(DeviceIndex device, BackingKind backing, Bytes size);
@@ -64,6 +66,7 @@ class Ledger {
 
   mutable std::mutex mutex_;
   std::array<Device, kMaxDevices> devices_{};
+  std::array<Bytes, kMaxDevices> mapped_in_hbm_{};
   // Apart and without the mutex, because every diverted request counts here.
   std::array<std::array<std::atomic<uint64_t>, kBackingKinds>, kMaxDevices> served_{};
 };

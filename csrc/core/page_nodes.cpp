@@ -39,7 +39,7 @@ PageNodes page_nodes(const void* address, Bytes size) {
   return result;
 }
 
-Bytes estimate_unmapped(const void* address, Bytes size) noexcept {
+Bytes estimate_off_host(const void* address, Bytes size, int hbm_node) noexcept {
   constexpr size_t kSamples = 256;
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const auto begin = reinterpret_cast<uintptr_t>(address) / page * page;
@@ -53,9 +53,9 @@ Bytes estimate_unmapped(const void* address, Bytes size) noexcept {
   }
   if (count == 0) return Bytes(0);
   if (syscall(SYS_move_pages, 0, count, pages, nullptr, nodes, 0) < 0) return size;
-  const auto unmapped =
-      static_cast<size_t>(std::count_if(nodes, nodes + count, [](int node) { return node < 0; }));
-  return Bytes(size.count() / count * unmapped);
+  const auto off_host = static_cast<size_t>(std::count_if(
+      nodes, nodes + count, [hbm_node](int node) { return node < 0 || node == hbm_node; }));
+  return Bytes(size.count() / count * off_host);
 }
 
 }  // namespace egm

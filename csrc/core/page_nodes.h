@@ -17,8 +17,9 @@ struct PageNodes {
 // Rounds the range out to whole pages. Throws std::system_error if the kernel refuses.
 PageNodes page_nodes(const void* address, Bytes size);
 
-// About how much of the range is not mapped for the CPU, judged by some of its pages: quick for
-// ranges of any size. All of it if the kernel refuses to say.
-Bytes estimate_unmapped(const void* address, Bytes size) noexcept;
+// About how much of the range is not in memory of the host, judged by some of its pages: quick for
+// ranges of any size. All of it if the kernel refuses to say. `hbm_node` is the NUMA node that is
+// the GPU's memory, or -1.
+Bytes estimate_off_host(const void* address, Bytes size, int hbm_node) noexcept;
 
 }  // namespace egm

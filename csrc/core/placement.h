@@ -13,8 +13,6 @@ struct Request {
   DeviceIndex device = 0;
   // The CUDA stream that asks; null for the legacy one.
   void* stream = nullptr;
-  // HBM that torch's allocator holds otherwise, where that is known.
-  std::optional<Bytes> hbm_otherwise = std::nullopt;
 };
 
 // A backing and its advice. Segments of equal placement are interchangeable and share pools.

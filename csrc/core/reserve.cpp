@@ -51,15 +51,15 @@ std::optional<std::string> over_reserve(const ReserveQuestion& question) {
 
 Bytes default_reserve(Bytes total) { return Bytes(total.count() / 20); }
 
-Bytes promised_to_host(Bytes managed_prefers_host_unpopulated, Bytes managed_other_total,
-                       Bytes managed_other_unpopulated, Bytes hbm_reserved_otherwise,
-                       Bytes hbm_total) {
-  // managed_other_total + hbm_reserved_otherwise - hbm_total, or 0, without leaving the range.
-  const Bytes room = difference_or_zero(hbm_total, managed_other_total);
-  const Bytes overflow = saturated_sum(difference_or_zero(managed_other_total, hbm_total),
-                                       difference_or_zero(hbm_reserved_otherwise, room));
-  return saturated_sum(managed_prefers_host_unpopulated,
-                       std::min(managed_other_unpopulated, overflow));
+Bytes hbm_of_others(Bytes before, const HbmUse& hbm, Bytes managed) {
+  const Bytes most = difference_or_zero(difference_or_zero(hbm.total, hbm.free), hbm.of_torch);
+  return std::min(most, std::max(before, difference_or_zero(most, managed)));
+}
+
+Bytes promised_to_host(Bytes bound_for_host, Bytes other_off_host, const HbmUse& hbm,
+                       Bytes of_others) {
+  const Bytes room = difference_or_zero(hbm.total, saturated_sum(hbm.of_torch, of_others));
+  return saturated_sum(bound_for_host, difference_or_zero(other_off_host, room));
 }
 
 }  // namespace egm

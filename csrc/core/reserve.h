@@ -27,10 +27,22 @@ std::optional<std::string> over_reserve(const ReserveQuestion& question);
 // 5 % of host memory.
 Bytes default_reserve(Bytes total);
 
-// How much host memory a device's managed memory may still take when it is populated: all of what
-// prefers the host, and of the rest what HBM cannot hold beside `hbm_reserved_otherwise`.
-Bytes promised_to_host(Bytes managed_prefers_host_unpopulated, Bytes managed_other_total,
-                       Bytes managed_other_unpopulated, Bytes hbm_reserved_otherwise,
-                       Bytes hbm_total);
+// HBM of a device as the driver shows it, and what of it torch's allocator holds.
+struct HbmUse {
+  Bytes total;
+  Bytes free;
+  Bytes of_torch;
+};
+
+// How much HBM is neither free nor torch's nor held by this process's managed memory, `managed`.
+// The driver does not say how much of that is in HBM: nothing or all. So the last answer stays as
+// far as it agrees with what is seen now; while there is no managed memory it is exact.
+Bytes hbm_of_others(Bytes before, const HbmUse& hbm, Bytes managed);
+
+// How much host memory a device's managed memory may still take: all that is bound for the host
+// and not there yet, and of the rest that is not there what HBM cannot hold, free or resident
+// already, because torch or others hold it.
+Bytes promised_to_host(Bytes bound_for_host, Bytes other_off_host, const HbmUse& hbm,
+                       Bytes of_others);
 
 }  // namespace egm

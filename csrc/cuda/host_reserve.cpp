@@ -126,6 +126,19 @@ void ask_about_promise(Books& all) {
   all.promise.apply(answers);
 }
 
+// Of devices with managed memory, and of one that may get some. Not under the mutex: it asks CUDA.
+std::vector<ManagedPromise::View> look_at_hbm(Books& all, std::optional<DeviceIndex> also) {
+  std::vector<ManagedPromise::View> views;
+  {
+    std::lock_guard<std::mutex> lock(all.mutex);
+    views = all.promise.devices();
+  }
+  const auto is_it = [&](const auto& view) { return view.device == also; };
+  if (also && std::none_of(views.begin(), views.end(), is_it)) views.emplace_back().device = *also;
+  ManagedPromise::look(views);
+  return views;
+}
+
 // The tightest first, should there be more than there is room for.
 void name_groups(Booking& own, const std::vector<MemoryLimit>& limits) {
   own.groups.fill(0);
@@ -158,26 +171,28 @@ HostClaim::HostClaim(const Request& request, const Placement& placement,
                      const std::atomic<bool>* give_up)
     : device_(request.device) {
   const bool managed = placement.backing == BackingKind::kManaged;
-  if (managed ? stays_within_hbm(request, placement)
-              : host_share(request.size, placement) == Bytes(0)) {
-    return;
-  }
-  if (const auto refusal = book_when_possible(request, placement, give_up)) {
-    throw ReserveExceeded(refusal->why, refusal->may_pass);
-  }
+  if (!managed && host_share(request.size, placement) == Bytes(0)) return;
+  const auto refusal = when_possible(give_up, [&] { return book(request, placement); });
+  if (refusal) throw ReserveExceeded(refusal->why, refusal->may_pass);
+}
+
+HostClaim::HostClaim(const ManagedRange& range) : device_(range.device) {
+  const auto promised = [&](ManagedPromise& promise) { return promise.with_on_host(range); };
+  const auto refusal = when_possible(nullptr, [&] { return book(Bytes(0), false, promised); });
+  if (refusal) throw ReserveExceeded(refusal->why, refusal->may_pass);
 }
 
 void HostClaim::wait_for_room(const Request& request, const Placement& placement) {
-  HostClaim(request.device).book_when_possible(request, placement, nullptr);
+  HostClaim claim(request.device);
+  when_possible(nullptr, [&] { return claim.book(request, placement); });
 }
 
-std::optional<NoRoom> HostClaim::book_when_possible(const Request& request,
-                                                    const Placement& placement,
-                                                    const std::atomic<bool>* give_up) {
+template <typename Book>
+std::optional<NoRoom> HostClaim::when_possible(const std::atomic<bool>* give_up, const Book& book) {
   constexpr auto kLongestWait = std::chrono::minutes(1);
   constexpr auto kPause = std::chrono::milliseconds(10);
   const auto end = std::chrono::steady_clock::now() + kLongestWait;
-  while (auto refusal = book(request, placement)) {
+  while (auto refusal = book()) {
     const bool given_up = give_up != nullptr && *give_up;
     if (given_up || !refusal->may_pass || std::chrono::steady_clock::now() >= end) return refusal;
     std::this_thread::sleep_for(kPause);
@@ -186,12 +201,23 @@ std::optional<NoRoom> HostClaim::book_when_possible(const Request& request,
 }
 
 std::optional<NoRoom> HostClaim::book(const Request& request, const Placement& placement) {
-  const Bytes on_host = host_bytes_to_come(request, placement);
+  if (placement.backing == BackingKind::kManaged) {
+    return book(Bytes(0), false,
+                [&](ManagedPromise& promise) { return promise.with(request, placement); });
+  }
+  return book(host_bytes_to_come(request, placement), may_be_of_carveout(placement.backing), {});
+}
+
+std::optional<NoRoom> HostClaim::book(Bytes on_host, bool may_be_of_carveout,
+                                      const Promised& managed) {
   Books& all = books();
+  const auto views = look_at_hbm(all, managed ? std::optional(device_) : std::nullopt);
   std::lock_guard<std::mutex> lock(all.mutex);
+  all.promise.see(views);
+  // It stays within HBM: nothing of the others' is asked for.
+  if (managed && managed(all.promise) == Bytes(0)) return std::nullopt;
   const ProcessTable::Turn turn(all.table);
-  const bool managed = placement.backing == BackingKind::kManaged;
-  if (may_be_of_carveout(placement.backing)) {
+  if (may_be_of_carveout) {
     if (const auto carveout = egm_carveout()) return book_of_carveout(on_host, *carveout);
   }
   const auto others = all.table.others();
@@ -203,8 +229,7 @@ std::optional<NoRoom> HostClaim::book(const Request& request, const Placement& p
       state().config.get().host_reserve.value_or(default_reserve(least_total(limits).total));
   for (const bool asked_anew : {false, true}) {
     if (asked_anew) ask_about_promise(all);
-    question.asked = managed ? all.promise.with(request, placement) : on_host;
-    // It stays within HBM.
+    question.asked = managed ? managed(all.promise) : on_host;
     if (question.asked == Bytes(0)) return std::nullopt;
     question.promised = all.promise.total();
     refusal = refuse(question, limits, others);
@@ -289,9 +314,25 @@ void unbook_managed(const Segment& segment) noexcept {
   if (promised) publish(all);
 }
 
-Bookings bookings() {
+void rebook_advised(const ManagedRange& range, bool prefers_host) {
   Books& all = books();
   std::lock_guard<std::mutex> lock(all.mutex);
+  all.promise.set_prefers_host(range, prefers_host);
+  if (all.own.promised > Bytes(0)) publish(all);
+}
+
+void rebook_prefetched(const ManagedRange& range, Location to) {
+  Books& all = books();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  all.promise.set_moving(range, to);
+  if (all.own.promised > Bytes(0)) publish(all);
+}
+
+Bookings bookings() {
+  Books& all = books();
+  const auto views = look_at_hbm(all, std::nullopt);
+  std::lock_guard<std::mutex> lock(all.mutex);
+  all.promise.see(views);
   ask_about_promise(all);
   Bookings now;
   now.promised = all.promise.total();

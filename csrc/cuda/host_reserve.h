@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <optional>
 #include <set>
 #include <string>
@@ -12,6 +13,7 @@
 #include "core/process_table.h"
 #include "core/segment_table.h"
 #include "core/units.h"
+#include "cuda/managed_promise.h"
 
 namespace egm {
 
@@ -29,6 +31,8 @@ class HostClaim {
   // populated: it waits for those first, at most a minute, or until `give_up` is set by somebody.
   HostClaim(const Request& request, const Placement& placement,
             const std::atomic<bool>* give_up = nullptr);
+  // For managed memory that exists and is to go to the host, now or when it is used.
+  explicit HostClaim(const ManagedRange& range);
   ~HostClaim();
   // Waits as the above does, and claims nothing.
   static void wait_for_room(const Request& request, const Placement& placement);
@@ -40,9 +44,13 @@ class HostClaim {
 
  private:
   explicit HostClaim(DeviceIndex device) : device_(device) {}
-  std::optional<NoRoom> book_when_possible(const Request& request, const Placement& placement,
-                                           const std::atomic<bool>* give_up);
+  // `book` is one of those below.
+  template <typename Book>
+  static std::optional<NoRoom> when_possible(const std::atomic<bool>* give_up, const Book& book);
   std::optional<NoRoom> book(const Request& request, const Placement& placement);
+  // `managed` says how much more of it would be promised; where there is none, `on_host` is asked.
+  using Promised = std::function<Bytes(ManagedPromise&)>;
+  std::optional<NoRoom> book(Bytes on_host, bool may_be_of_carveout, const Promised& managed);
   // Under the mutex and in the turn of `book`.
   std::optional<NoRoom> book_of_carveout(Bytes asked, Bytes carveout);
 
@@ -60,6 +68,10 @@ Placement on_host_node();
 void unbook_node(Bytes released) noexcept;
 // After a managed segment is gone: so is its promise.
 void unbook_managed(const Segment& segment) noexcept;
+// After a range of one was advised or prefetched: the promise is another. What may make it more has
+// been claimed, and the claim ends after this.
+void rebook_advised(const ManagedRange& range, bool prefers_host);
+void rebook_prefetched(const ManagedRange& range, Location to);
 
 // What is booked of host memory now.
 struct Bookings {

@@ -3,119 +3,208 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
+#include <utility>
 
 #include "core/page_nodes.h"
-#include "core/reserve.h"
-#include "core/state.h"
 #include "cuda/errors.h"
+#include "cuda/guards.h"
+#include "cuda/traits.h"
 
 namespace egm {
 namespace {
 
-// Of each device, 0 where it is not known yet.
-struct Hbm {
-  std::atomic<uint64_t> total_bytes{0};
-  std::atomic<uint64_t> otherwise_bytes{0};
-};
-
-Hbm& hbm_of(DeviceIndex device) {
-  static auto* const all = new std::array<Hbm, kMaxDevices>;
+std::atomic<uint64_t>& bytes_of_torch(DeviceIndex device) {
+  static auto* const all = new std::array<std::atomic<uint64_t>, kMaxDevices>{};
   return all->at(static_cast<size_t>(device));
-}
-
-Bytes hbm_total(DeviceIndex device) {
-  auto& total = hbm_of(device).total_bytes;
-  if (total == 0) {
-    cudaDeviceProp properties{};
-    check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties", Bytes(0),
-          device);
-    total = properties.totalGlobalMem;
-  }
-  return Bytes(total);
 }
 
 bool prefers_host(const Placement& placement) {
   return placement.advice.preferred_location == Location::kHost;
 }
 
+uintptr_t number_of(const void* address) { return reinterpret_cast<uintptr_t>(address); }
+
+// False where the device does not answer.
+bool look_at(ManagedPromise::View& view) noexcept {
+  try {
+    const DeviceScope device(view.device);
+    const RelaxedCaptureScope relaxed;
+    size_t free = 0;
+    size_t total = 0;
+    check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo", Bytes(0), view.device);
+    view.free = Bytes(free);
+    view.total = Bytes(total);
+    view.numa_node = hbm_numa_node(view.device);
+    return true;
+  } catch (const CudaError&) {
+    return false;
+  }
+}
+
 }  // namespace
 
-bool stays_within_hbm(const Request& request, const Placement& placement) {
-  // Asked for here, so that whoever takes what is added later need not ask CUDA.
-  const Bytes total = hbm_total(request.device);
-  auto& otherwise = hbm_of(request.device).otherwise_bytes;
-  if (request.hbm_otherwise) otherwise = request.hbm_otherwise->count();
-  if (prefers_host(placement)) return false;
-  const Bytes managed = state().ledger.counters(request.device, BackingKind::kManaged).reserved;
-  return managed + Bytes(otherwise) <= total;
+void note_hbm_of_torch(DeviceIndex device, Bytes held) { bytes_of_torch(device) = held.count(); }
+
+Bytes ManagedPromise::promised(const Sums& sums) {
+  return promised_to_host(sums.bound_for_host, sums.other, sums.hbm, sums.hbm_of_others);
 }
 
-Bytes& ManagedPromise::unpopulated(Sums& sums, const Placement& placement) {
-  return prefers_host(placement) ? sums.prefers_host_unpopulated : sums.other_unpopulated;
-}
-
-void ManagedPromise::add(Sums& sums, Bytes size, const Placement& placement) {
-  unpopulated(sums, placement) = unpopulated(sums, placement) + size;
-  if (!prefers_host(placement)) sums.other_total = sums.other_total + size;
-}
-
-Bytes ManagedPromise::promised(DeviceIndex device, const Sums& sums) {
-  return promised_to_host(sums.prefers_host_unpopulated, sums.other_total, sums.other_unpopulated,
-                          Bytes(hbm_of(device).otherwise_bytes), hbm_total(device));
+template <typename Change>
+void ManagedPromise::change(Part& part, Change&& change) {
+  Sums& sums = sums_[part.device];
+  Bytes& before = sums.of(part.bound_for_host());
+  before = before - part.off_host;
+  change(part);
+  Bytes& after = sums.of(part.bound_for_host());
+  after = after + part.off_host;
 }
 
 void ManagedPromise::add(const Segment& segment) {
-  add(sums_[segment.device], segment.size, segment.placement);
-  known_[segment.base] = {segment, segment.size, ++numbers_};
+  Part& part = parts_[number_of(segment.base)];
+  part = {segment.device, segment.size, prefers_host(segment.placement),
+          false,          Bytes(0),     ++numbers_};
+  change(part, [](Part& fresh) { fresh.off_host = fresh.size; });
+  Bytes& managed = sums_[segment.device].managed;
+  managed = managed + segment.size;
 }
 
 void ManagedPromise::remove(const Segment& segment) {
-  const auto found = known_.find(segment.base);
-  if (found == known_.end()) return;
-  Sums& sums = sums_[segment.device];
-  Bytes& sum = unpopulated(sums, segment.placement);
-  sum = sum - found->second.unpopulated;
-  if (!prefers_host(segment.placement)) sums.other_total = sums.other_total - segment.size;
-  known_.erase(found);
+  const auto begin = parts_.lower_bound(number_of(segment.base));
+  const auto end = parts_.lower_bound(number_of(segment.base) + segment.size.count());
+  if (begin == end) return;
+  for (auto part = begin; part != end; ++part) {
+    change(part->second, [](Part& gone) { gone.off_host = Bytes(0); });
+  }
+  parts_.erase(begin, end);
+  Bytes& managed = sums_[segment.device].managed;
+  managed = managed - segment.size;
 }
 
 Bytes ManagedPromise::total() const {
   Bytes sum;
-  for (const auto& [device, sums] : sums_) sum = saturated_sum(sum, promised(device, sums));
+  for (const auto& [device, sums] : sums_) sum = saturated_sum(sum, promised(sums));
   return sum;
 }
 
 Bytes ManagedPromise::with(const Request& request, const Placement& placement) const {
   const auto found = sums_.find(request.device);
   Sums sums = found == sums_.end() ? Sums() : found->second;
-  const Bytes before = promised(request.device, sums);
-  add(sums, request.size, placement);
-  return promised(request.device, sums) - before;
+  const Bytes before = promised(sums);
+  Bytes& sum = sums.of(prefers_host(placement));
+  sum = sum + request.size;
+  return promised(sums) - before;
+}
+
+void ManagedPromise::cut_at(uintptr_t address) {
+  auto after = parts_.upper_bound(address);
+  if (after == parts_.begin()) return;
+  const auto& [begin, found] = *--after;
+  Part& first = parts_[begin];
+  const Bytes head(address - begin);
+  if (head == Bytes(0) || head >= first.size) return;
+  Part second = first;
+  second.size = first.size - head;
+  second.off_host = std::min(second.size, first.off_host);
+  second.number = ++numbers_;
+  first.size = head;
+  first.off_host = first.off_host - second.off_host;
+  first.number = ++numbers_;
+  parts_.emplace(address, second);
+}
+
+std::pair<ManagedPromise::Parts::iterator, ManagedPromise::Parts::iterator> ManagedPromise::cut(
+    const ManagedRange& range) {
+  const uintptr_t begin = number_of(range.address);
+  cut_at(begin);
+  cut_at(begin + range.size.count());
+  return {parts_.lower_bound(begin), parts_.lower_bound(begin + range.size.count())};
+}
+
+Bytes ManagedPromise::with_on_host(const ManagedRange& range) {
+  const auto [begin, end] = cut(range);
+  std::vector<Answer> answers;
+  for (auto part = begin; part != end; ++part) answers.push_back(question(*part));
+  ask(answers);
+  apply(answers);
+  Sums sums = sums_[range.device];
+  const Bytes before = promised(sums);
+  for (auto part = begin; part != end; ++part) {
+    if (part->second.bound_for_host()) continue;
+    sums.other = sums.other - part->second.off_host;
+    sums.bound_for_host = sums.bound_for_host + part->second.off_host;
+  }
+  return promised(sums) - before;
+}
+
+void ManagedPromise::set_prefers_host(const ManagedRange& range, bool prefers) {
+  const auto [begin, end] = cut(range);
+  for (auto part = begin; part != end; ++part) {
+    change(part->second, [prefers](Part& advised) { advised.prefers_host = prefers; });
+  }
+}
+
+void ManagedPromise::set_moving(const ManagedRange& range, Location to) {
+  const auto [begin, end] = cut(range);
+  for (auto part = begin; part != end; ++part) {
+    change(part->second, [to](Part& moved) {
+      moved.moving_to_host = to == Location::kHost;
+      if (to == Location::kDevice) moved.off_host = moved.size;
+    });
+  }
+}
+
+std::vector<ManagedPromise::View> ManagedPromise::devices() const {
+  std::vector<View> views;
+  for (const auto& [device, sums] : sums_) {
+    if (sums.managed > Bytes(0)) views.emplace_back().device = device;
+  }
+  return views;
+}
+
+void ManagedPromise::look(std::vector<View>& views) {
+  views.erase(std::remove_if(views.begin(), views.end(), [](View& view) { return !look_at(view); }),
+              views.end());
+}
+
+void ManagedPromise::see(const std::vector<View>& views) {
+  for (const View& view : views) {
+    Sums& sums = sums_[view.device];
+    sums.hbm = {view.total, view.free, Bytes(bytes_of_torch(view.device))};
+    sums.numa_node = view.numa_node;
+    sums.hbm_of_others = hbm_of_others(sums.hbm_of_others, sums.hbm, sums.managed);
+  }
+}
+
+ManagedPromise::Answer ManagedPromise::question(const Parts::value_type& part) const {
+  const auto& [address, known] = part;
+  return {address, known.number, known.size, sums_.at(known.device).numa_node, Bytes(0)};
 }
 
 std::vector<ManagedPromise::Answer> ManagedPromise::questions() const {
   std::vector<Answer> answers;
-  answers.reserve(known_.size());
-  for (const auto& [base, known] : known_) {
-    answers.push_back({base, known.number, known.segment.size, Bytes(0)});
-  }
+  answers.reserve(parts_.size());
+  for (const auto& part : parts_) answers.push_back(question(part));
   return answers;
 }
 
 void ManagedPromise::ask(std::vector<Answer>& answers) {
-  for (Answer& answer : answers) answer.unpopulated = estimate_unmapped(answer.base, answer.size);
+  for (Answer& answer : answers) {
+    answer.off_host = estimate_off_host(reinterpret_cast<const void*>(answer.address), answer.size,
+                                        answer.hbm_node);
+  }
 }
 
 void ManagedPromise::apply(const std::vector<Answer>& answers) {
   for (const Answer& answer : answers) {
-    const auto found = known_.find(answer.base);
-    if (found == known_.end() || found->second.number != answer.number) continue;
-    const Segment& segment = found->second.segment;
-    Bytes& sum = unpopulated(sums_[segment.device], segment.placement);
-    sum = sum - found->second.unpopulated + answer.unpopulated;
-    found->second.unpopulated = answer.unpopulated;
+    const auto found = parts_.find(answer.address);
+    if (found == parts_.end() || found->second.number != answer.number) continue;
+    change(found->second, [&](Part& part) {
+      part.off_host = answer.off_host;
+      part.moving_to_host = part.moving_to_host && answer.off_host > Bytes(0);
+    });
   }
 }
 

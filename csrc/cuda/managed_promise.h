@@ -1,63 +1,107 @@
-// What managed memory may still take of the host when it is populated. The arithmetic is in
-// core/reserve.h; here it meets the devices and the segments.
+// What managed memory may still take of the host. The arithmetic is in core/reserve.h; here it
+// meets the devices and the segments.
 #pragma once
 
 #include <cstdint>
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "core/placement.h"
+#include "core/reserve.h"
 #include "core/segment_table.h"
 #include "core/units.h"
 
 namespace egm {
 
-// All managed memory of the request's device fits in its HBM, the request included, which the
-// ledger has booked already. Takes no lock of a promise.
-bool stays_within_hbm(const Request& request, const Placement& placement);
+// HBM that torch's allocator holds, its cache included. Told by whoever may ask torch.
+void note_hbm_of_torch(DeviceIndex device, Bytes held);
 
-// Of all managed segments of this process, kept as they come and go; how far each is populated is
-// asked from the kernel now and then, because there may be many. Not for several threads at a time.
+// Pages of a managed segment.
+struct ManagedRange {
+  void* address = nullptr;
+  Bytes size;
+  DeviceIndex device = 0;
+};
+
+// Of all managed memory of this process, kept as it comes and goes; how much of it is on the host
+// is asked from the kernel now and then, because there may be much. Not for several threads at a
+// time.
 class ManagedPromise {
  public:
   void add(const Segment& segment);
   // Nothing happens if it was not added.
   void remove(const Segment& segment);
 
-  // HBM that torch holds otherwise is what the device's last managed request said of it.
+  // What the devices last showed of their HBM holds.
   Bytes total() const;
   // How much more `request` would make it.
   Bytes with(const Request& request, const Placement& placement) const;
+  // How much more it would be with the range bound for the host. Asks about the range.
+  Bytes with_on_host(const ManagedRange& range);
+  void set_prefers_host(const ManagedRange& range, bool prefers);
+  // By a prefetch. To the host: bound for it until it has been there.
+  void set_moving(const ManagedRange& range, Location to);
 
-  // Asks about all segments: what `apply` is told of those that are still there.
+  // Asks about the HBM of devices with managed memory: what `see` is told.
+  struct View {
+    DeviceIndex device = 0;
+    Bytes total;
+    Bytes free;
+    int numa_node = -1;
+  };
+  std::vector<View> devices() const;
+  // Leaves out those that do not answer.
+  static void look(std::vector<View>& views);
+  void see(const std::vector<View>& views);
+
+  // Asks about all pages: what `apply` is told of those that are still there.
   struct Answer {
-    const void* base = nullptr;
+    uintptr_t address = 0;
     uint64_t number = 0;
     Bytes size;
-    Bytes unpopulated;
+    int hbm_node = -1;
+    Bytes off_host;
   };
   std::vector<Answer> questions() const;
   static void ask(std::vector<Answer>& answers);
   void apply(const std::vector<Answer>& answers);
 
  private:
+  // Of a segment, what has been advised alike.
+  struct Part {
+    DeviceIndex device;
+    Bytes size;
+    bool prefers_host;
+    bool moving_to_host;
+    Bytes off_host;
+    uint64_t number;  // tells it from a later one at the same address
+
+    bool bound_for_host() const { return prefers_host || moving_to_host; }
+  };
+  using Parts = std::map<uintptr_t, Part>;
   // Of a device.
   struct Sums {
-    Bytes prefers_host_unpopulated;
-    Bytes other_total;
-    Bytes other_unpopulated;
-  };
-  struct Known {
-    Segment segment;
-    Bytes unpopulated;
-    uint64_t number = 0;  // tells it from a later one at the same address
+    Bytes managed;
+    // Of that, what is not on the host.
+    Bytes bound_for_host;
+    Bytes other;
+    HbmUse hbm;
+    Bytes hbm_of_others;
+    int numa_node = -1;
+
+    Bytes& of(bool bound) { return bound ? bound_for_host : other; }
   };
 
-  static Bytes& unpopulated(Sums& sums, const Placement& placement);
-  static void add(Sums& sums, Bytes size, const Placement& placement);
-  static Bytes promised(DeviceIndex device, const Sums& sums);
+  static Bytes promised(const Sums& sums);
+  Answer question(const Parts::value_type& part) const;
+  // From here to there after cutting parts at the ends of the range.
+  std::pair<Parts::iterator, Parts::iterator> cut(const ManagedRange& range);
+  void cut_at(uintptr_t address);
+  template <typename Change>
+  void change(Part& part, Change&& change);
 
-  std::map<const void*, Known> known_;
+  Parts parts_;
   std::map<DeviceIndex, Sums> sums_;
   uint64_t numbers_ = 0;
 };

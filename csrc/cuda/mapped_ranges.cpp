@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/state.h"
 #include "cuda/errors.h"
 #include "cuda/guards.h"
 #include "cuda/host_reserve.h"
@@ -142,6 +143,7 @@ Bytes set_device_part(void* base, Bytes device_part, const std::atomic<bool>* gi
   std::unique_lock<std::mutex> lock(known->changing);
   if (find(base) != known) return Bytes(0);
   const Bytes before = range.on_host();
+  const Bytes device_before = range.on_device();
   Bytes moved;
   std::exception_ptr failure;
   try {
@@ -155,6 +157,7 @@ Bytes set_device_part(void* base, Bytes device_part, const std::atomic<bool>* gi
   }
   // As far as it came.
   const Bytes after = range.on_host();
+  state().ledger.mapped_in_hbm_changed(range.device(), device_before, range.on_device());
   lock.unlock();
   if (after > before) {
     claim.settle(after - before);

@@ -47,10 +47,9 @@ cudaError_t wait_for_last_work(const Segment& segment) noexcept {
   return cudaStreamSynchronize(stream);
 }
 
-// What it holds of the host's node by cuMemCreate.
-Bytes node_bytes(const Segment& segment) {
-  const auto parts = range_parts(segment.base);
-  return parts ? parts->on_host : Bytes(0);
+// Nothing, unless it is mapped by cuMemCreate.
+RangeParts parts_of(const Segment& segment) {
+  return range_parts(segment.base).value_or(RangeParts{});
 }
 
 cudaError_t wait_and_release(const Segment& segment) noexcept {
@@ -73,12 +72,13 @@ cudaError_t wait_and_release(const Segment& segment) noexcept {
 // is shutting down or the context is lost: the memory is gone with it.
 bool try_release(const Segment& segment) noexcept {
   RelaxedCaptureScope relaxed;
-  const Bytes of_node = node_bytes(segment);
+  const RangeParts parts = parts_of(segment);
   const cudaError_t status = wait_and_release(segment);
   if (status != cudaSuccess) cudaGetLastError();
   if (forbidden_by_capture(status)) return false;
   state().ledger.segment_released(segment.device, segment.placement.backing, segment.size);
-  unbook_node(of_node);
+  state().ledger.mapped_in_hbm_changed(segment.device, parts.on_device, Bytes(0));
+  unbook_node(parts.on_host);
   if (segment.placement.backing == BackingKind::kManaged) unbook_managed(segment);
   return true;
 }
@@ -150,7 +150,9 @@ void* acquire_segment(const Request& request, const Placement& placement, Segmen
   segment.placement.prefetch = acquired.prefetched;
   segments.insert(segment);
   const bool managed = placement.backing == BackingKind::kManaged;
-  claim->settle(node_bytes(segment), managed ? &segment : nullptr);
+  const RangeParts parts = parts_of(segment);
+  claim->settle(parts.on_host, managed ? &segment : nullptr);
+  ledger.mapped_in_hbm_changed(request.device, Bytes(0), parts.on_device);
   ledger.segment_acquired(request.device, placement.backing);
   *hints = book_hints(acquired, request, placement);
   return acquired.base;

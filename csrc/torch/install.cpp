@@ -50,6 +50,11 @@ bool is_diverting() {
   return ours != nullptr && ours->started() && cca::allocator.load() == ours && ours->isEnabled();
 }
 
+void tell_hbm_of_torch() {
+  TieredAllocator* const ours = instance.load();
+  if (ours != nullptr && ours->initialized()) ours->tell_hbm_of_torch();
+}
+
 bool caching_is_enabled() {
   cca::CUDAAllocator* const current = cca::allocator.load();
   return current == nullptr || current->isEnabled();

@@ -16,6 +16,9 @@ TieredAllocator& install();
 // Installed, switched on, and still the allocator that torch asks, with its caching on.
 bool is_diverting();
 
+// TieredAllocator::tell_hbm_of_torch, where there is anything to tell.
+void tell_hbm_of_torch();
+
 // False after torch.cuda.caching_allocator_enable(False): torch then keeps no pools, ours included.
 bool caching_is_enabled();
 

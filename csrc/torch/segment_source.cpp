@@ -32,7 +32,9 @@ void* SegmentSource::raw_alloc(size_t nbytes) {
     HintFailures hints;
     void* base = diversion.ready ? diversion.ready->take(nbytes) : nullptr;
     if (base == nullptr) {
-      const Request request{Bytes(nbytes), device_, diversion.stream, hbm_otherwise()};
+      // The one call into torch: statistics, under the lock that this thread holds.
+      if (placement_.backing == BackingKind::kManaged) tell_hbm_of_torch(*target(), device_);
+      const Request request{Bytes(nbytes), device_, diversion.stream};
       base = acquire_segment(request, placement_, SegmentOwner::kTorch, &hints, &kAtOnce);
     }
     ++segments_;
@@ -50,13 +52,15 @@ void* SegmentSource::raw_alloc(size_t nbytes) {
   }
 }
 
-// The one call into torch: statistics, under the lock that this thread holds.
-Bytes SegmentSource::hbm_otherwise() {
+void tell_hbm_of_torch(cca::CUDAAllocator& native, c10::DeviceIndex device) {
   constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
   const Bytes reserved(
-      static_cast<uint64_t>(target()->getDeviceStats(device_).reserved_bytes[kAll].current));
-  const Bytes extended = state().ledger.reserved_outside_hbm(device_);
-  return reserved > extended ? reserved - extended : Bytes(0);
+      static_cast<uint64_t>(native.getDeviceStats(device).reserved_bytes[kAll].current));
+  const auto& ledger = state().ledger;
+  // With what the C pair gave to pools of the user's.
+  const Bytes extended = ledger.reserved_outside_hbm(device) +
+                         ledger.counters(device, BackingKind::kManaged).pair_allocated;
+  note_hbm_of_torch(device, difference_or_zero(reserved, extended));
 }
 
 void SegmentSource::raw_delete(void* ptr) {

@@ -75,6 +75,9 @@ struct Diversion {
   }
 };
 
+// Tells how much HBM torch's allocator holds on a device, for the promise of managed memory there.
+void tell_hbm_of_torch(cca::CUDAAllocator& native, c10::DeviceIndex device);
+
 class SegmentSource final : public DelegatingAllocator {
  public:
   SegmentSource(cca::CUDAAllocator* native, c10::DeviceIndex device, const Placement& placement)
@@ -90,8 +93,6 @@ class SegmentSource final : public DelegatingAllocator {
   size_t segments() const { return segments_.load(); }
 
  private:
-  Bytes hbm_otherwise();
-
   const c10::DeviceIndex device_;
   const Placement placement_;
   std::atomic<size_t> segments_{0};

@@ -61,6 +61,8 @@ class TieredAllocator final : public DelegatingAllocator {
   bool started() const { return divert_from_.load(std::memory_order_relaxed) != kNothing; }
 
   TierReport report(c10::DeviceIndex index);
+  // Of all devices with managed memory. Not with torch's lock of any held.
+  void tell_hbm_of_torch();
   // Whether a CUDA graph capture or another pool's recording is underway there.
   bool is_recorded_by_user(c10::DeviceIndex index) { return device(index).recordings.any(); }
 

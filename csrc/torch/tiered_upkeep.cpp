@@ -67,6 +67,7 @@ void TieredAllocator::bring_up(Device& own, const Request& request, const Config
     // Before it is tried: only what is not served counts as refused.
     if (exceeds_limit(own, segment.size, config)) give_back_cached(own);
   }
+  tell_hbm_of_torch();
   try {
     diversion.ready = std::make_unique<ReadySegment>(segment, placement);
     return;
@@ -80,6 +81,14 @@ void TieredAllocator::bring_up(Device& own, const Request& request, const Config
     diversion.ready = std::make_unique<ReadySegment>(segment, placement);
   } catch (const std::runtime_error& error) {
     refuse(own.index, placement, refusal_of(error), error.what());
+  }
+}
+
+void TieredAllocator::tell_hbm_of_torch() {
+  const auto count = c10::cuda::device_count();
+  for (c10::DeviceIndex index = 0; index < count; ++index) {
+    if (state().ledger.counters(index, BackingKind::kManaged).reserved == Bytes(0)) continue;
+    egm::tell_hbm_of_torch(*target(), index);
   }
 }
 

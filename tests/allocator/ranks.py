@@ -33,10 +33,12 @@ class Work:
     def __init__(self) -> None:
         self.held: list[torch.Tensor] = []
 
-    def take(self, mib: int, kind: str = "managed", device: int = 0) -> str:
+    def take(
+        self, mib: int, kind: str = "managed", device: int = 0, fraction: float | None = None
+    ) -> str:
         """Hold a tensor; the message of the error if it cannot be had, else nothing."""
         try:
-            with egm_alloc.place(kind):
+            with egm_alloc.place(kind, device_fraction=fraction):
                 tensor = torch.empty(mib * MIB, dtype=torch.uint8, device=f"cuda:{device}")
         except torch.cuda.OutOfMemoryError as error:
             return str(error)
@@ -102,9 +104,21 @@ class Work:
         for tensor in self.held:
             ctypes.memset(tensor.data_ptr(), 1, tensor.numel())
 
+    def use(self) -> None:
+        """Do to what is held what a kernel on the first device would do to it."""
+        for tensor in self.held:
+            sim.touch(tensor.data_ptr(), tensor.nbytes, by=0)
+
     def plain(self, mib: int) -> None:
         """Hold HBM of torch's own."""
         self.held.append(torch.empty(mib * MIB, dtype=torch.uint8, device="cuda"))
+
+    def library(self, mib: int) -> None:
+        """Take HBM past torch, for good."""
+        torch.cuda.init()
+        address = ctypes.c_void_p()
+        status = ctypes.CDLL(None).cudaMalloc(ctypes.byref(address), ctypes.c_size_t(mib * MIB))
+        assert status == 0
 
     def fork(self) -> int:
         """Leave a child that only lives, and return its id."""

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,13 +136,59 @@ def test_promise_shrinks_as_the_memory_is_populated(rank: Ranks) -> None:
     assert second.do("take", 60) == ""
 
 
-def test_hbm_that_torch_holds_otherwise_makes_managed_memory_a_promise(rank: Ranks) -> None:
+IN_HBM: list[tuple[Any, ...]] = [
+    ("plain", 6 << 10),
+    ("take", 6 << 10, "split", 0, 1.0),
+    ("take", 6 << 10, "device"),
+]
+
+
+@pytest.mark.parametrize("call", [*IN_HBM, ("library", 6 << 10)])
+def test_hbm_that_is_taken_makes_managed_memory_a_promise(
+    rank: Ranks, call: tuple[Any, ...]
+) -> None:
     first, second = rank(), rank()  # of 8 GiB each
     first.do("configure", preferred_location="device")
-    first.do("plain", 6 << 10)
+    first.do(*call)
     assert first.do("take", (2 << 10) + 40) == ""
     assert second.do("bookings")["others_promised_bytes"] == 40 * MIB
     assert second.do("take", 80, "pinned") != ""
+
+
+# What a library takes then, the driver does not tell from managed memory that was populated.
+@pytest.mark.parametrize("call", IN_HBM)
+def test_hbm_that_torch_takes_afterwards_is_seen_by_the_next_claim(
+    rank: Ranks, call: tuple[Any, ...]
+) -> None:
+    first, second = rank(), rank()
+    first.do("configure", preferred_location="device")
+    assert first.do("take", (2 << 10) + 40) == ""
+    first.do(*call)
+    assert first.do("bookings")["promised_bytes"] == 40 * MIB
+    assert first.do("take", 2, "pinned") == ""
+    assert second.do("bookings")["others_promised_bytes"] == 40 * MIB
+    assert second.do("take", 80, "pinned") != ""
+
+
+def test_managed_memory_that_is_in_hbm_is_no_promise(rank: Ranks) -> None:
+    alone = rank()
+    alone.do("configure", preferred_location="device")
+    alone.do("library", 3 << 10)
+    assert alone.do("take", 4 << 10) == ""
+    alone.do("use")
+    assert alone.do("bookings")["promised_bytes"] == 0
+    assert alone.do("take", 60, "pinned") == ""
+    assert alone.do("take", 1 << 10) == ""
+    assert "would cut into the reserve" in alone.do("take", 120)
+
+
+def test_hbm_given_back_is_there_for_managed_memory_again(rank: Ranks) -> None:
+    alone = rank()
+    alone.do("configure", preferred_location="device")
+    assert alone.do("take", 8 << 10, "split", 0, 0.995) == ""
+    assert alone.do("take", 160) != ""
+    alone.do("free")
+    assert alone.do("take", 8 << 10) == ""
 
 
 def test_request_waits_for_those_under_way_before_it_is_refused(root: Path, rank: Ranks) -> None:

@@ -89,28 +89,46 @@ void the_default_is_a_twentieth() {
   expect(default_reserve(Bytes(19)) == Bytes(0) && default_reserve(kMost) < kMost, "ends");
 }
 
+void hbm_of_others_agrees_with_what_is_seen() {
+  const auto seen = [](Bytes before, Bytes free, Bytes of_torch, Bytes managed) {
+    return hbm_of_others(before, {gib(80), free, of_torch}, managed);
+  };
+  const Bytes none(0);
+  expect(seen(none, gib(50), gib(20), none) == gib(10), "exact while nothing is managed");
+  expect(seen(gib(10), gib(50), gib(20), none) == gib(10), "still the same");
+  expect(seen(gib(25), gib(50), gib(20), none) == gib(10), "it became less");
+  expect(seen(gib(10), gib(15), gib(20), gib(40)) == gib(10), "what came since may be managed");
+  expect(seen(gib(10), none, gib(20), gib(40)) == gib(20), "not all of it");
+  expect(seen(gib(10), gib(55), gib(20), gib(40)) == gib(5), "some of it was freed");
+  expect(seen(gib(10), gib(10), gib(90), gib(1)) == none, "torch's is told at another moment");
+  expect(seen(kMost, kMost, kMost, kMost) == none, "ends");
+  expect(seen(kMost, none, none, none) == gib(80), "no more than there is");
+}
+
 void promises_are_what_hbm_cannot_hold() {
   const Bytes none(0);
-  expect(promised_to_host(gib(7), none, none, none, gib(80)) == gib(7),
-         "all that prefers the host");
-  expect(promised_to_host(none, gib(70), gib(70), gib(10), gib(80)) == none, "fits exactly");
-  expect(promised_to_host(none, gib(70), gib(70), gib(10) + Bytes(1), gib(80)) == Bytes(1),
-         "one byte too much");
-  expect(promised_to_host(none, gib(100), gib(100), none, gib(80)) == gib(20), "managed alone");
-  expect(promised_to_host(none, gib(100), gib(100), gib(30), gib(80)) == gib(50), "both");
-  expect(promised_to_host(none, gib(100), gib(15), gib(30), gib(80)) == gib(15),
-         "not more than is unpopulated");
-  expect(promised_to_host(gib(7), gib(100), gib(100), none, gib(80)) == gib(27), "the sum");
-  expect(promised_to_host(none, gib(1), gib(1), gib(90), gib(80)) == gib(1), "HBM is full already");
-  expect(promised_to_host(none, gib(1), gib(1), none, none) == gib(1), "no HBM");
+  const auto promised = [](Bytes bound, Bytes other, Bytes of_torch, Bytes of_others) {
+    return promised_to_host(bound, other, {gib(80), Bytes(0), of_torch}, of_others);
+  };
+  expect(promised(gib(7), none, none, none) == gib(7), "all that is bound for the host");
+  expect(promised(none, gib(70), gib(7), gib(3)) == none, "fits exactly");
+  expect(promised(none, gib(70), gib(7), gib(3) + Bytes(1)) == Bytes(1), "one byte too much");
+  expect(promised(none, gib(100), none, none) == gib(20), "managed alone");
+  expect(promised(none, gib(100), gib(20), gib(10)) == gib(50), "all of them");
+  expect(promised(none, gib(15), gib(20), gib(10)) == none, "the rest is on the host already");
+  expect(promised(gib(7), gib(100), none, none) == gib(27), "the sum");
+  expect(promised(none, gib(1), gib(60), gib(30)) == gib(1), "HBM is full already");
+  expect(promised_to_host(none, gib(1), {}, none) == gib(1), "no HBM");
 }
 
 void promises_do_not_wrap() {
   const Bytes none(0);
-  expect(promised_to_host(kMost, kMost, kMost, kMost, none) == kMost, "everything");
-  expect(promised_to_host(none, kMost, kMost, kMost, kMost) == kMost, "exactly HBM twice");
-  expect(promised_to_host(none, none, none, none, kMost) == none, "all HBM is free");
-  expect(promised_to_host(kMost, gib(2), gib(2), none, gib(1)) == kMost, "the sum");
+  const HbmUse nothing{none, none, kMost};
+  const HbmUse all{kMost, kMost, none};
+  expect(promised_to_host(kMost, kMost, nothing, kMost) == kMost, "everything");
+  expect(promised_to_host(none, kMost, all, none) == none, "exactly HBM");
+  expect(promised_to_host(none, kMost, all, kMost) == kMost, "exactly HBM twice");
+  expect(promised_to_host(kMost, gib(2), {gib(1), none, none}, none) == kMost, "the sum");
 }
 
 }  // namespace
@@ -121,6 +139,7 @@ int main() {
   the_sentence_names_everything();
   what_is_missing_counts_from_nothing_left();
   the_default_is_a_twentieth();
+  hbm_of_others_agrees_with_what_is_seen();
   promises_are_what_hbm_cannot_hold();
   promises_do_not_wrap();
   return exit_status();
