@@ -82,6 +82,10 @@ Bytes host_share(Bytes size, const Placement& placement) {
   return Bytes(0);
 }
 
+Bytes extended_share(Bytes size, const Placement& placement) {
+  return placement.backing == BackingKind::kManaged ? size : host_share(size, placement);
+}
+
 int size_class(Bytes size) {
   int power = 0;
   for (uint64_t gibs = size.count() >> 30; gibs != 0; gibs >>= 1) ++power;

@@ -76,6 +76,8 @@ inline bool is_slow_to_bring_up(BackingKind kind) {
 Bytes device_share(Bytes size, double device_fraction);
 // The part that takes host memory at once.
 Bytes host_share(Bytes size, const Placement& placement);
+// The part that is not of HBM: that, and managed memory wherever it may be.
+Bytes extended_share(Bytes size, const Placement& placement);
 
 // torch packs smaller requests into segments that they share, and a split segment is for one.
 inline constexpr Bytes kLeastSplit = mib(10);

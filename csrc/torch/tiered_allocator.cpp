@@ -270,9 +270,9 @@ TieredAllocator::Answer<AskNative> TieredAllocator::record_and_ask(
     ThisThread& thread, Device& own, const Request& request, const Config& config,
     const Placement& placement, Diversion& diversion, const AskNative& ask_native) {
   const auto used_stream = static_cast<cudaStream_t>(diversion.stream);
-  const bool in_hbm = placement.backing == BackingKind::kDevice;
   const Bytes segment = segment_size(request.size);
-  own.fraction.allow_extended(in_hbm ? Bytes(0) : segment);
+  // What is ready is booked already.
+  own.fraction.allow_extended(diversion.ready ? Bytes(0) : extended_share(segment, placement));
   if (kRecordingsFreezeDevice && own.stream_recorded.load(std::memory_order_relaxed)) {
     process_pending_events(own, used_stream);
   }

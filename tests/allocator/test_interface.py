@@ -109,6 +109,21 @@ def test_memory_fraction_counts_extended_device_memory_as_hbm() -> None:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
+def test_memory_fraction_counts_what_split_tensors_have_in_hbm() -> None:
+    egm_alloc.enable(threshold_gib=1 << 20, spill=False)
+    torch.cuda.set_per_process_memory_fraction(0.25)  # 2 GiB
+    try:
+        with egm_alloc.place("split", device_fraction=0.75):
+            with pytest.raises(torch.cuda.OutOfMemoryError):
+                block(3 * GIB)
+            held = [block(2 * GIB)]
+        held.append(block(512 * MIB))
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            block(4 * MIB)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
 def test_memory_fraction_out_of_range_changes_nothing() -> None:
     egm_alloc.enable()
     with pytest.raises((ValueError, RuntimeError)):
