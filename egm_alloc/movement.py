@@ -42,6 +42,7 @@ def prefetch(tensor: torch.Tensor, location: str, stream: torch.cuda.Stream | No
     TypeError, ValueError
         If `tensor` is not in managed memory, or another argument is not allowed.
     RuntimeError
+        If the reserve of host memory leaves no room for what would move there; nothing moves then.
         If the driver refuses, within a graph capture for instance.
 
     Notes
@@ -92,7 +93,8 @@ def advise(
     TypeError, ValueError
         If `tensor` is not in managed memory, or another argument is not allowed.
     RuntimeError
-        If the driver refuses; what came before in the order above is then changed.
+        If the reserve of host memory leaves no room for pages that are to be on the host; nothing
+        is changed then. If the driver refuses; what came before in the order above is then changed.
 
     Notes
     -----

@@ -138,6 +138,20 @@ void reset_peak_stats(int device) {
   egm::state().ledger.reset_peaks(device);
 }
 
+// Moves the memory there, with the reserve asked about what goes to the host.
+template <typename Move>
+auto counting_refusals(void* address, const Move& move) {
+  egm::tell_hbm_of_torch();
+  try {
+    return move();
+  } catch (const egm::ReserveExceeded&) {
+    if (const auto segment = egm::state().segments.find(address)) {
+      egm::count_refusal(segment->device, segment->placement.backing, egm::Refusal::kByReserve);
+    }
+    throw;
+  }
+}
+
 // From Python: "keep" leaves a location as it is, None unsets it.
 void advise(uintptr_t address, uint64_t size_bytes, int device,
             const std::optional<std::string>& preferred_location,
@@ -158,7 +172,8 @@ void advise(uintptr_t address, uint64_t size_bytes, int device,
   }
   change.read_mostly = read_mostly;
   py::gil_scoped_release unlocked;
-  egm::advise_managed(reinterpret_cast<void*>(address), Bytes(size_bytes), device, change);
+  const egm::ManagedRange range{reinterpret_cast<void*>(address), Bytes(size_bytes), device};
+  counting_refusals(range.address, [&] { egm::advise_managed(range, change); });
 }
 
 void prefetch(uintptr_t address, uint64_t size_bytes, int device, const std::string& location,
@@ -166,8 +181,10 @@ void prefetch(uintptr_t address, uint64_t size_bytes, int device, const std::str
   check_device(device);
   const egm::Location to = egm::parse_location("location", location);
   py::gil_scoped_release unlocked;
-  egm::prefetch_managed(reinterpret_cast<void*>(address), Bytes(size_bytes), device, to,
-                        reinterpret_cast<cudaStream_t>(stream));
+  const egm::ManagedRange range{reinterpret_cast<void*>(address), Bytes(size_bytes), device};
+  counting_refusals(range.address, [&] {
+    egm::prefetch_managed(range, to, reinterpret_cast<cudaStream_t>(stream));
+  });
 }
 
 uint64_t migrate(uintptr_t segment_address, uint64_t on_device_bytes, int device) {
@@ -180,15 +197,8 @@ uint64_t migrate(uintptr_t segment_address, uint64_t on_device_bytes, int device
   }
   py::gil_scoped_release unlocked;
   auto* const base = reinterpret_cast<void*>(segment_address);
-  egm::tell_hbm_of_torch();
-  try {
-    return egm::set_device_part(base, Bytes(on_device_bytes)).count();
-  } catch (const egm::ReserveExceeded&) {
-    if (const auto segment = egm::state().segments.find(base)) {
-      egm::count_refusal(device, segment->placement.backing, egm::Refusal::kByReserve);
-    }
-    throw;
-  }
+  return counting_refusals(
+      base, [&] { return egm::set_device_part(base, Bytes(on_device_bytes)).count(); });
 }
 
 void enter_place(uint64_t number, const std::string& backing, double device_fraction,

@@ -2,11 +2,13 @@
 #include "cuda/managed.h"
 
 #include <array>
+#include <memory>
 #include <mutex>
 
 #include "cuda/backing.h"
 #include "cuda/errors.h"
 #include "cuda/guards.h"
+#include "cuda/host_reserve.h"
 
 namespace egm {
 namespace {
@@ -100,11 +102,11 @@ Backing& managed_backing() {
   return *instance;
 }
 
-void advise_managed(void* address, Bytes size, DeviceIndex device, const AdviceChange& change) {
+void advise_managed(const ManagedRange& range, const AdviceChange& change) {
   RelaxedCaptureScope relaxed;
   const auto advise = [&](cudaMemoryAdvise advice, Location location) {
-    check(cudaMemAdvise(address, size.count(), advice, to_cuda(location, device)), "cudaMemAdvise",
-          size, device);
+    check(cudaMemAdvise(range.address, range.size.count(), advice, to_cuda(location, range.device)),
+          "cudaMemAdvise", range.size, range.device);
   };
   const auto set_or_unset = [&](const std::optional<bool>& wanted, cudaMemoryAdvise set,
                                 cudaMemoryAdvise unset, Location location) {
@@ -112,8 +114,11 @@ void advise_managed(void* address, Bytes size, DeviceIndex device, const AdviceC
   };
   if (change.preferred_location) {
     const auto& location = *change.preferred_location;
+    const bool on_host = location == Location::kHost;
+    const auto claim = on_host ? std::make_unique<HostClaim>(range) : nullptr;
     advise(location ? cudaMemAdviseSetPreferredLocation : cudaMemAdviseUnsetPreferredLocation,
            location.value_or(Location::kDevice));
+    rebook_advised(range, on_host);
   }
   set_or_unset(change.accessed_by_device, cudaMemAdviseSetAccessedBy, cudaMemAdviseUnsetAccessedBy,
                Location::kDevice);
@@ -123,12 +128,14 @@ void advise_managed(void* address, Bytes size, DeviceIndex device, const AdviceC
                Location::kDevice);
 }
 
-void prefetch_managed(void* address, Bytes size, DeviceIndex device, Location to,
-                      cudaStream_t stream) {
+void prefetch_managed(const ManagedRange& range, Location to, cudaStream_t stream) {
+  const auto claim = to == Location::kHost ? std::make_unique<HostClaim>(range) : nullptr;
   // Each device has a null stream of its own, and the current one's is meant.
-  DeviceScope scope(device);
-  check(cudaMemPrefetchAsync(address, size.count(), to_cuda(to, device), 0, stream),
-        "cudaMemPrefetchAsync", size, device);
+  DeviceScope scope(range.device);
+  check(
+      cudaMemPrefetchAsync(range.address, range.size.count(), to_cuda(to, range.device), 0, stream),
+      "cudaMemPrefetchAsync", range.size, range.device);
+  rebook_prefetched(range, to);
 }
 
 }  // namespace egm

@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "core/config.h"
-#include "core/units.h"
+#include "cuda/managed_promise.h"
 
 namespace egm {
 
@@ -20,8 +20,9 @@ struct AdviceChange {
 };
 
 // Both act on whole pages and throw CudaError; what was changed before the failure stays changed.
-void advise_managed(void* address, Bytes size, DeviceIndex device, const AdviceChange& change);
-void prefetch_managed(void* address, Bytes size, DeviceIndex device, Location to,
-                      cudaStream_t stream);
+// What sends pages to the host is asked of the reserve first, and ReserveExceeded thrown with
+// everything as it was.
+void advise_managed(const ManagedRange& range, const AdviceChange& change);
+void prefetch_managed(const ManagedRange& range, Location to, cudaStream_t stream);
 
 }  // namespace egm

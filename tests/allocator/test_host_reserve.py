@@ -292,6 +292,75 @@ if {egm_mib}:
     run_script(CARVEOUT + script, env={"EGM_SIM_HOST_ROOT": str(at)})
 
 
+@pytest.mark.parametrize("advised", [True, False])
+def test_sending_managed_memory_to_the_host_is_asked_of_the_reserve(
+    root: Path, advised: bool
+) -> None:
+    script = f"""
+from tests.simulator import sim
+def send(tensor):
+    if {advised}:
+        egm_alloc.advise(tensor, preferred_location="host", accessed_by=())
+    else:
+        egm_alloc.prefetch(tensor, "host")
+
+def promised():
+    return _C.host_bookings()["promised_bytes"]
+
+egm_alloc.enable(preferred_location="device")
+tensor = make(160 * MIB, "managed")
+sim.touch(tensor.data_ptr(), tensor.nbytes, by=0)
+with sim.call_log() as log:
+    with pytest.raises(RuntimeError, match="would cut into the reserve"):
+        send(tensor)
+assert log.of("cudaMemAdvise") == log.of("cudaMemPrefetchAsync") == []
+assert egm_alloc.stats().extended["managed"].reserve_refusals == 1
+assert promised() == 0
+send(tensor[: 60 * MIB])
+send(tensor[: 60 * MIB])  # of that is nothing more to come
+assert promised() == 60 * MIB
+with pytest.raises(torch.cuda.OutOfMemoryError, match="is promised to managed memory"):
+    make(60 * MIB, "pinned")
+with pytest.raises(RuntimeError, match="would cut into the reserve"):
+    send(tensor[40 * MIB : 120 * MIB])
+send(tensor[40 * MIB : 80 * MIB])
+assert promised() == 80 * MIB
+ctypes.memset(tensor.data_ptr(), 0, 80 * MIB)
+assert sim.resident_bytes(tensor.data_ptr(), tensor.nbytes, "host") == 80 * MIB
+assert promised() == 0
+egm_alloc.prefetch(tensor, "device")
+if {advised}:
+    assert promised() == 80 * MIB
+    egm_alloc.advise(tensor, preferred_location="device")
+assert promised() == 0
+send(tensor[: 60 * MIB])
+del tensor
+torch.cuda.empty_cache()
+assert promised() == 0
+"""
+    run_script("import ctypes\n" + CARVEOUT + script, env={"EGM_SIM_HOST_ROOT": str(root)})
+
+
+@pytest.mark.parametrize("call", ["cudaMemAdvise", "cudaMemPrefetchAsync"])
+def test_memory_that_the_driver_does_not_send_to_the_host_is_no_promise(
+    root: Path, call: str
+) -> None:
+    script = f"""
+from tests.simulator import sim
+egm_alloc.enable(preferred_location="device")
+tensor = make(60 * MIB, "managed")
+with sim.fail_call({call!r}, error="cudaErrorUnknown"), pytest.raises(RuntimeError):
+    if {call!r} == "cudaMemAdvise":
+        egm_alloc.advise(tensor, preferred_location="host")
+    else:
+        egm_alloc.prefetch(tensor, "host")
+bookings = _C.host_bookings()
+assert bookings["promised_bytes"] == 0, bookings
+make(60 * MIB, "pinned")
+"""
+    run_script(CARVEOUT + script, env={"EGM_SIM_HOST_ROOT": str(root)})
+
+
 EIGHT_DEVICES = """
 import pathlib
 from tests.allocator.ranks import Rank
