@@ -35,7 +35,8 @@ def prefetch(tensor: torch.Tensor, location: str, stream: torch.cuda.Stream | No
     location : {"device", "host"}
         Where to.
     stream : torch.cuda.Stream, optional
-        The stream whose work this follows; default: the current one of the tensor's device.
+        The stream whose work this follows, of any device; default: the current one of the tensor's
+        device.
 
     Raises
     ------
@@ -43,7 +44,8 @@ def prefetch(tensor: torch.Tensor, location: str, stream: torch.cuda.Stream | No
         If `tensor` is not in managed memory, or another argument is not allowed.
     RuntimeError
         If the reserve of host memory leaves no room for what would move there; nothing moves then.
-        If the driver refuses, within a graph capture for instance.
+        If the stream is capturing a CUDA graph, or would wait for one that is. If the driver
+        refuses.
 
     Notes
     -----
@@ -65,7 +67,14 @@ def prefetch(tensor: torch.Tensor, location: str, stream: torch.cuda.Stream | No
     if tensor.numel() == 0:
         return
     used = torch.cuda.current_stream(found.device) if stream is None else stream
-    _C.prefetch(tensor.data_ptr(), span_bytes(tensor), found.device, location, used.cuda_stream)
+    _C.prefetch(
+        tensor.data_ptr(),
+        span_bytes(tensor),
+        found.device,
+        location,
+        used.cuda_stream,
+        used.device_index,
+    )
 
 
 def advise(

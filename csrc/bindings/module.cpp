@@ -177,13 +177,14 @@ void advise(uintptr_t address, uint64_t size_bytes, int device,
 }
 
 void prefetch(uintptr_t address, uint64_t size_bytes, int device, const std::string& location,
-              uintptr_t stream) {
+              uintptr_t stream, int stream_device) {
   check_device(device);
+  check_device(stream_device);
   const egm::Location to = egm::parse_location("location", location);
   py::gil_scoped_release unlocked;
   const egm::ManagedRange range{reinterpret_cast<void*>(address), Bytes(size_bytes), device};
   counting_refusals(range.address, [&] {
-    egm::prefetch_managed(range, to, reinterpret_cast<cudaStream_t>(stream));
+    egm::prefetch_managed(range, to, reinterpret_cast<cudaStream_t>(stream), stream_device);
   });
 }
 
@@ -286,7 +287,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("advise", &advise, py::arg("address"), py::arg("size_bytes"), py::arg("device"),
              py::arg("preferred_location"), py::arg("accessed_by"), py::arg("read_mostly"));
   module.def("prefetch", &prefetch, py::arg("address"), py::arg("size_bytes"), py::arg("device"),
-             py::arg("location"), py::arg("stream"));
+             py::arg("location"), py::arg("stream"), py::arg("stream_device"));
   module.def("migrate", &migrate, py::arg("segment_address"), py::arg("on_device_bytes"),
              py::arg("device"));
   module.def("enter_place", &enter_place, py::arg("number"), py::arg("backing"),

@@ -4,6 +4,8 @@
 #include <array>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
+#include <string>
 
 #include "cuda/backing.h"
 #include "cuda/errors.h"
@@ -95,6 +97,14 @@ class ManagedBacking final : public Backing {
   std::array<cudaStream_t, kMaxDevices> streams_{};
 };
 
+// It captures, or is the legacy stream while one captures that it would wait for.
+bool is_closed_by_capture(cudaStream_t stream) {
+  cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+  const cudaError_t status = cudaStreamIsCapturing(stream, &capturing);
+  if (status != cudaSuccess) cudaGetLastError();
+  return capturing != cudaStreamCaptureStatusNone || status == cudaErrorStreamCaptureImplicit;
+}
+
 }  // namespace
 
 Backing& managed_backing() {
@@ -128,10 +138,16 @@ void advise_managed(const ManagedRange& range, const AdviceChange& change) {
                Location::kDevice);
 }
 
-void prefetch_managed(const ManagedRange& range, Location to, cudaStream_t stream) {
-  const auto claim = to == Location::kHost ? std::make_unique<HostClaim>(range) : nullptr;
+void prefetch_managed(const ManagedRange& range, Location to, cudaStream_t stream,
+                      DeviceIndex stream_device) {
   // Each device has a null stream of its own, and the current one's is meant.
-  DeviceScope scope(range.device);
+  DeviceScope scope(stream_device);
+  RelaxedCaptureScope relaxed;
+  if (is_closed_by_capture(stream)) {
+    throw std::runtime_error("memory cannot be moved on a stream of device " +
+                             std::to_string(stream_device) + " during a CUDA graph capture");
+  }
+  const auto claim = to == Location::kHost ? std::make_unique<HostClaim>(range) : nullptr;
   check(
       cudaMemPrefetchAsync(range.address, range.size.count(), to_cuda(to, range.device), 0, stream),
       "cudaMemPrefetchAsync", range.size, range.device);

@@ -21,8 +21,9 @@ struct AdviceChange {
 
 // Both act on whole pages and throw CudaError; what was changed before the failure stays changed.
 // What sends pages to the host is asked of the reserve first, and ReserveExceeded thrown with
-// everything as it was.
+// everything as it was. Prefetching throws std::runtime_error where it would break a capture.
 void advise_managed(const ManagedRange& range, const AdviceChange& change);
-void prefetch_managed(const ManagedRange& range, Location to, cudaStream_t stream);
+void prefetch_managed(const ManagedRange& range, Location to, cudaStream_t stream,
+                      DeviceIndex stream_device);
 
 }  // namespace egm

@@ -54,6 +54,30 @@ def test_prefetch_is_ordered_on_the_stream_that_is_given() -> None:
     assert streams == [side.cuda_stream, torch.cuda.current_stream().cuda_stream]
 
 
+def test_prefetch_is_ordered_on_another_devices_default_stream() -> None:
+    tensor = placed("managed")
+    with sim.call_log() as log:
+        egm_alloc.prefetch(tensor, "device", stream=torch.cuda.default_stream(1))
+    # Every device has one of that name: the current device says which is meant.
+    calls = [call for call in log if call.name in ("cudaSetDevice", "cudaMemPrefetchAsync")]
+    assert [call.args.get("device") for call in calls] == [1, None, 0]
+    assert sim.resident_bytes(tensor.data_ptr(), SIZE, 0) == SIZE
+
+
+@pytest.mark.parametrize("mode", ["global", "thread_local", "relaxed"])
+def test_prefetch_in_a_capture_is_refused_and_the_capture_survives(mode: str) -> None:
+    tensor, side, graph = placed("managed"), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode=mode):
+        used = torch.zeros(16, device="cuda")
+        for location in ("host", "device"):
+            with pytest.raises(RuntimeError, match="on a stream of device 0 during a CUDA graph"):
+                egm_alloc.prefetch(tensor, location)
+        egm_alloc.prefetch(tensor, "device", stream=side)
+    graph.replay()
+    del used
+    assert sim.resident_bytes(tensor.data_ptr(), SIZE, 0) == SIZE
+
+
 def test_advice_that_is_not_mentioned_stays() -> None:
     tensor = placed("managed")
     with sim.call_log() as log:
