@@ -40,11 +40,14 @@ bool forbidden_by_capture(cudaError_t status) {
 cudaError_t wait_for_last_work(const Segment& segment) noexcept {
   const auto stream = static_cast<cudaStream_t>(segment.stream);
   cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
-  const cudaError_t status = cudaStreamIsCapturing(stream, &capturing);
-  if (status != cudaSuccess) return status;
+  cudaError_t status = cudaStreamIsCapturing(stream, &capturing);
   // Waiting for it would break the capture.
   if (capturing != cudaStreamCaptureStatusNone) return cudaErrorStreamCaptureUnsupported;
-  return cudaStreamSynchronize(stream);
+  if (status == cudaSuccess) status = cudaStreamSynchronize(stream);
+  if (status == cudaSuccess || forbidden_by_capture(status)) return status;
+  // The stream may be gone, and its work still run.
+  cudaGetLastError();
+  return cudaDeviceSynchronize();
 }
 
 // Nothing, unless it is mapped by cuMemCreate.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import re
 
 import pytest
@@ -50,6 +51,23 @@ def test_release_waits_for_its_stream_before_it_takes_memory_away(backing: str) 
 
 
 @pytest.mark.parametrize("backing", ["pinned", "numa", "split"])  # cudaFree is the others'
+def test_release_after_its_stream_was_destroyed_waits_for_the_device(backing: str) -> None:
+    runtime, handle = ctypes.CDLL(None), ctypes.c_void_p()
+    assert runtime.cudaStreamCreateWithFlags(ctypes.byref(handle), 1) == 0
+    with torch.cuda.stream(torch.cuda.ExternalStream(handle.value)):
+        tensor = make(33 * MIB, backing)
+    assert runtime.cudaStreamDestroy(handle) == 0
+    busy = torch.cuda.Stream()  # in the place of its last work
+    with sim.holding(busy):
+        with torch.cuda.stream(busy):
+            tensor.fill_(1)
+        del tensor
+        torch.cuda.empty_cache()
+    assert sim.unmapped_while_busy() == 0
+    assert counters(backing).segments == 0
+
+
+@pytest.mark.parametrize("backing", ["pinned", "numa", "split"])
 def test_release_while_its_stream_captures_is_put_off(backing: str) -> None:
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
