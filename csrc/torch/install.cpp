@@ -2,15 +2,37 @@
 #include "torch/install.h"
 
 #include <c10/core/Allocator.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <cuda_runtime_api.h>
 
 #include <limits>
 #include <mutex>
+
+#include "cuda/mapped_ranges.h"
 
 namespace egm {
 namespace {
 
 // Leaked: tensors of static lifetime are freed after our destructors would have run.
 std::atomic<TieredAllocator*> instance{nullptr};
+
+// torch asks its allocator once per pair of devices, and does not say which it asked the former one
+// about: those that it uses may have been among them. More access than torch makes use of is no
+// harm.
+void take_over_peers() {
+  const auto count = c10::cuda::device_count();
+  for (c10::DeviceIndex reader = 0; reader < count; ++reader) {
+    for (c10::DeviceIndex owner = 0; owner < count; ++owner) {
+      if (reader == owner || !c10::cuda::hasPrimaryContext(reader) ||
+          !c10::cuda::hasPrimaryContext(owner)) {
+        continue;
+      }
+      int can_access = 0;
+      if (cudaDeviceCanAccessPeer(&can_access, reader, owner) != cudaSuccess) cudaGetLastError();
+      if (can_access != 0) allow_peer(reader, owner);
+    }
+  }
+}
 
 }  // namespace
 
@@ -42,6 +64,7 @@ TieredAllocator& install() {
     c10::SetAllocator(c10::DeviceType::CUDA, allocator, static_cast<uint8_t>(priority));
     if (c10::GetAllocator(c10::DeviceType::CUDA) == allocator) break;
   }
+  if (current->initialized()) take_over_peers();
   return *allocator;
 }
 

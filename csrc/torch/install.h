@@ -8,9 +8,9 @@ namespace egm {
 // Null until installed.
 TieredAllocator* installed();
 
-// Wraps torch's allocator, once per process. Makes no CUDA call: it must work before CUDA is up and
-// before a fork. Throws c10::Error in one sentence over anything that is not torch's caching
-// allocator, or when its caching is off.
+// Wraps torch's allocator, once per process. Makes no CUDA call unless torch has brought CUDA up:
+// it must work before that and before a fork. Throws c10::Error in one sentence over anything that
+// is not torch's caching allocator, or when its caching is off.
 TieredAllocator& install();
 
 // Installed, switched on, and still the allocator that torch asks, with its caching on.

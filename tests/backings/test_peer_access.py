@@ -84,3 +84,20 @@ print(vmm.access(kept.data_ptr(), "device:0"))
 """
     ran = run_script(PREPARATION + script, devices=2)
     assert ran.stdout.splitlines()[-1] == "read-write"
+
+
+def test_access_that_torch_enabled_before_is_taken_over() -> None:
+    script = """
+import torch
+plain = [torch.ones(4, device=f"cuda:{device}") for device in (0, 1)]
+plain[1].copy_(plain[0])
+import egm_alloc
+from tests.allocator.conftest import MIB
+from tests.backings.conftest import make
+from tests.simulator import vmm
+egm_alloc.enable(threshold_gib=1 << 20, spill=False)
+ranges = [make(12 * MIB, backing, device=1) for backing in ("numa", "split")]
+print([vmm.access(tensor.data_ptr(), "device:0") for tensor in ranges])
+"""
+    ran = run_script(script, devices=2, env={"EGM_ALLOC_AUTO_ENABLE": "0"})
+    assert ran.stdout.splitlines()[-1] == str(["read-write"] * 2)
