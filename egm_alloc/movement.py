@@ -160,7 +160,8 @@ def migrate(tensor: torch.Tensor, *, device_fraction: float) -> int:
         If `tensor` is in other memory, or `device_fraction` is not allowed.
     RuntimeError
         If the reserve of host memory leaves no room for what would move there. If HBM or the host
-        is too short of memory; the tensor is whole then, and chunks that moved before stay moved.
+        is too short of memory; the tensor is whole then, and chunks that moved before stay moved
+        (the message says how much). Both after what is cached was given back.
         During a CUDA graph capture, or within a ``use_mem_pool`` block.
 
     Notes

@@ -191,15 +191,15 @@ void prefetch(uintptr_t address, uint64_t size_bytes, int device, const std::str
 uint64_t migrate(uintptr_t segment_address, uint64_t on_device_bytes, int device) {
   check_device(device);
   auto* const allocator = egm::installed();
-  if (allocator != nullptr &&
-      allocator->is_recorded_by_user(static_cast<c10::DeviceIndex>(device))) {
+  if (allocator == nullptr) return 0;
+  if (allocator->is_recorded_by_user(static_cast<c10::DeviceIndex>(device))) {
     throw std::runtime_error("memory cannot be moved on device " + std::to_string(device) +
                              " during a CUDA graph capture or within a use_mem_pool block");
   }
   py::gil_scoped_release unlocked;
   auto* const base = reinterpret_cast<void*>(segment_address);
-  return counting_refusals(
-      base, [&] { return egm::set_device_part(base, Bytes(on_device_bytes)).count(); });
+  return counting_refusals(base,
+                           [&] { return allocator->move(base, Bytes(on_device_bytes)).count(); });
 }
 
 void enter_place(uint64_t number, const std::string& backing, double device_fraction,

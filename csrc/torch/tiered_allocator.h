@@ -61,6 +61,9 @@ class TieredAllocator final : public DelegatingAllocator {
   bool started() const { return divert_from_.load(std::memory_order_relaxed) != kNothing; }
 
   TierReport report(c10::DeviceIndex index);
+  // set_device_part; where memory is short for it, what is cached is given back first. What it
+  // throws says how much has moved. Returns the bytes moved.
+  Bytes move(void* base, Bytes device_part);
   // Of all devices with managed memory. Not with torch's lock of any held.
   void tell_hbm_of_torch();
   // Whether a CUDA graph capture or another pool's recording is underway there.

@@ -29,6 +29,12 @@ Bytes large_segment(...) {
   return mib(20);
 }
 
+CudaError with_moved(const CudaError& error, Bytes moved) {
+  return CudaError(
+      std::string(error.what()) + " " + describe(moved) + " had moved before, and stay moved.",
+      error.status());
+}
+
 }  // namespace
 
 // The block that torch makes of a request (round_size in c10/cuda/CUDACachingAllocator.cpp), by the
@@ -90,6 +96,29 @@ void TieredAllocator::tell_hbm_of_torch() {
     if (state().ledger.counters(index, BackingKind::kManaged).reserved == Bytes(0)) continue;
     egm::tell_hbm_of_torch(*target(), index);
   }
+}
+
+Bytes TieredAllocator::move(void* base, Bytes device_part) {
+  const auto on_device = [base] { return range_parts(base).value_or(RangeParts{}).on_device; };
+  const Bytes before = on_device();
+  const auto moved = [&] {
+    const Bytes after = on_device();
+    return after > before ? after - before : before - after;
+  };
+  try {
+    return set_device_part(base, device_part);
+  } catch (const CudaError& error) {
+    if (error.status() != cudaErrorMemoryAllocation) throw with_moved(error, moved());
+  } catch (const ReserveExceeded&) {
+  }
+  // HBM may be cached by torch too, and memory of the host by any device.
+  emptyCache();
+  try {
+    set_device_part(base, device_part);
+  } catch (const CudaError& error) {
+    throw with_moved(error, moved());
+  }
+  return moved();
 }
 
 // A cached split segment may have been migrated by its last user. The request is served; should the

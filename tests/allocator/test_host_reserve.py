@@ -292,6 +292,17 @@ if {egm_mib}:
     run_script(CARVEOUT + script, env={"EGM_SIM_HOST_ROOT": str(at)})
 
 
+def test_carveout_that_is_only_cached_is_given_back_for_a_move(tmp_path: Path) -> None:
+    at = host(tmp_path / "host", 20, egm_mib=100)
+    script = """
+tensor = make(64 * MIB, "split", fraction=1.0)
+make(60 * MIB, "numa")
+assert egm_alloc.migrate(tensor, device_fraction=0) == 64 * MIB
+assert egm_alloc.stats().extended["split"].reserve_refusals == 0
+"""
+    run_script(CARVEOUT + script, env={"EGM_SIM_HOST_ROOT": str(at)})
+
+
 @pytest.mark.parametrize("advised", [True, False])
 def test_sending_managed_memory_to_the_host_is_asked_of_the_reserve(
     root: Path, advised: bool

@@ -68,3 +68,23 @@ fail_each_call({backing!r})
 """
     failed = set(re.findall(r"\w+", run_script(script).stdout))
     assert {"cuMemCreate", "cuMemUnmap", "cuMemMap", "cuMemSetAccess", "cudaMemcpy"} <= failed
+
+
+def test_hbm_that_torch_caches_is_given_back_for_a_move() -> None:
+    script = """
+import pytest, egm_alloc
+from tests.allocator.conftest import MIB, block
+from tests.backings.conftest import make
+egm_alloc.enable(threshold_gib=1 << 20, spill=False)
+tensor = make(64 * MIB, "split", fraction=0.0)
+block(96 * MIB)  # of 128
+assert egm_alloc.migrate(tensor, device_fraction=1) == 64 * MIB
+assert egm_alloc.migrate(tensor, device_fraction=0) == 64 * MIB
+held = block(96 * MIB)
+with pytest.raises(RuntimeError, match="cuMemCreate.*33554432 bytes. had moved before"):
+    egm_alloc.migrate(tensor, device_fraction=1)
+assert egm_alloc.info(tensor).on_device_bytes == 32 * MIB
+del held
+assert egm_alloc.migrate(tensor, device_fraction=1) == 32 * MIB
+"""
+    run_script(script, devices=1, hbm_gib=0.125)
