@@ -214,8 +214,10 @@ std::optional<NoRoom> HostClaim::book(Bytes on_host, bool may_be_of_carveout,
   const auto views = look_at_hbm(all, managed ? std::optional(device_) : std::nullopt);
   std::lock_guard<std::mutex> lock(all.mutex);
   all.promise.see(views);
-  // It stays within HBM: nothing of the others' is asked for.
-  if (managed && managed(all.promise) == Bytes(0)) return std::nullopt;
+  // It stays within HBM, and others have nothing new to hear.
+  if (managed && managed(all.promise) == Bytes(0) && all.promise.total() <= all.own.promised) {
+    return std::nullopt;
+  }
   const ProcessTable::Turn turn(all.table);
   if (may_be_of_carveout) {
     if (const auto carveout = egm_carveout()) return book_of_carveout(on_host, *carveout);
@@ -230,9 +232,10 @@ std::optional<NoRoom> HostClaim::book(Bytes on_host, bool may_be_of_carveout,
   for (const bool asked_anew : {false, true}) {
     if (asked_anew) ask_about_promise(all);
     question.asked = managed ? managed(all.promise) : on_host;
-    if (question.asked == Bytes(0)) return std::nullopt;
     question.promised = all.promise.total();
-    refusal = refuse(question, limits, others);
+    refusal.reset();
+    // Else it stays within HBM.
+    if (question.asked > Bytes(0)) refusal = refuse(question, limits, others);
     if (!refusal) break;
   }
   if (refusal) return refusal;

@@ -156,16 +156,17 @@ def test_hbm_that_is_taken_makes_managed_memory_a_promise(
 
 
 # What a library takes then, the driver does not tell from managed memory that was populated.
+@pytest.mark.parametrize("claimed", ["pinned", "managed"])
 @pytest.mark.parametrize("call", IN_HBM)
 def test_hbm_that_torch_takes_afterwards_is_seen_by_the_next_claim(
-    rank: Ranks, call: tuple[Any, ...]
+    rank: Ranks, call: tuple[Any, ...], claimed: str
 ) -> None:
     first, second = rank(), rank()
     first.do("configure", preferred_location="device")
     assert first.do("take", (2 << 10) + 40) == ""
     first.do(*call)
     assert first.do("bookings")["promised_bytes"] == 40 * MIB
-    assert first.do("take", 2, "pinned") == ""
+    assert first.do("take", 2, claimed, 1) == ""  # on the other device
     assert second.do("bookings")["others_promised_bytes"] == 40 * MIB
     assert second.do("take", 80, "pinned") != ""
 
