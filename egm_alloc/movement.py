@@ -19,6 +19,7 @@ def _require_backing(tensor: torch.Tensor, allowed: tuple[str, ...], instead: st
     found = info(tensor)
     if found.backing not in allowed:
         where = "in HBM by torch" if found.backing is None else f"in {found.backing!r} memory"
+        where = "without bytes" if found.tier is None else where
         wanted = " or ".join(repr(backing) for backing in allowed)
         raise ValueError(f"tensor is {where}; allowed: a tensor in {wanted} memory ({instead})")
     return found
@@ -168,8 +169,9 @@ def migrate(tensor: torch.Tensor, *, device_fraction: float) -> int:
     -----
     Waits for all work of the device, then copies and remaps chunk by chunk (CUDA Driver API,
     "Virtual Memory Management"). Nobody may use the segment from another thread meanwhile. A split
-    tensor's memory is brought back to its own fraction when torch reuses it; ``"numa"`` memory
-    keeps its parts where they are until `torch.cuda.empty_cache` gives it back.
+    tensor's memory is brought back to its own fraction when torch reuses it, as far as HBM and the
+    host have room then; ``"numa"`` memory keeps its parts where they are until
+    `torch.cuda.empty_cache` gives it back.
 
     Examples
     --------

@@ -227,6 +227,8 @@ def test_tensor_of_torchs_own_is_refused(call: Callable[[torch.Tensor], object])
     assert egm_alloc.info(tensor).tier == "device"
     with pytest.raises(ValueError, match="tensor is in HBM by torch"):
         call(tensor)
+    with pytest.raises(ValueError, match="tensor is without bytes"):
+        call(torch.empty(0, device="cuda"))
 
 
 def test_advice_on_a_view_is_on_its_part() -> None:
