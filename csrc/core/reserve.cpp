@@ -51,9 +51,15 @@ std::optional<std::string> over_reserve(const ReserveQuestion& question) {
 
 Bytes default_reserve(Bytes total) { return Bytes(total.count() / 20); }
 
-Bytes hbm_of_others(Bytes before, const HbmUse& hbm, Bytes managed) {
-  const Bytes most = difference_or_zero(difference_or_zero(hbm.total, hbm.free), hbm.of_torch);
-  return std::min(most, std::max(before, difference_or_zero(most, managed)));
+Bytes hbm_of_others(Bytes of_others, const HbmUse& before, const HbmUse& now) {
+  const auto most = [](const HbmUse& hbm) {
+    return difference_or_zero(difference_or_zero(hbm.total, hbm.free), hbm.of_torch);
+  };
+  const Bytes of_managed = difference_or_zero(before.managed, now.managed);
+  const Bytes given_back =
+      difference_or_zero(difference_or_zero(most(before), most(now)), of_managed);
+  const Bytes least = difference_or_zero(most(now), now.managed);
+  return std::min(most(now), std::max(least, difference_or_zero(of_others, given_back)));
 }
 
 Bytes promised_to_host(Bytes bound_for_host, Bytes other_off_host, const HbmUse& hbm,

@@ -27,17 +27,20 @@ std::optional<std::string> over_reserve(const ReserveQuestion& question);
 // 5 % of host memory.
 Bytes default_reserve(Bytes total);
 
-// HBM of a device as the driver shows it, and what of it torch's allocator holds.
+// HBM of a device as the driver shows it, what of it torch's allocator holds, and this process's
+// managed memory of that device, wherever it is.
 struct HbmUse {
   Bytes total;
   Bytes free;
   Bytes of_torch;
+  Bytes managed;
 };
 
-// How much HBM is neither free nor torch's nor held by this process's managed memory, `managed`.
-// The driver does not say how much of that is in HBM: nothing or all. So the last answer stays as
-// far as it agrees with what is seen now; while there is no managed memory it is exact.
-Bytes hbm_of_others(Bytes before, const HbmUse& hbm, Bytes managed);
+// How much HBM is neither free nor torch's nor held by managed memory. The driver does not say how
+// much of that is in HBM, none or all; so this is exact while there is none, and else what it was
+// `before`, less what others must have given back since, as far as that agrees with what is seen
+// `now`.
+Bytes hbm_of_others(Bytes of_others, const HbmUse& before, const HbmUse& now);
 
 // How much host memory a device's managed memory may still take: all that is bound for the host
 // and not there yet, and of the rest that is not there what HBM cannot hold, free or resident

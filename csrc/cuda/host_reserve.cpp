@@ -126,17 +126,16 @@ void ask_about_promise(Books& all) {
   all.promise.apply(answers);
 }
 
-// Of devices with managed memory, and of one that may get some. Not under the mutex: it asks CUDA.
-std::vector<ManagedPromise::View> look_at_hbm(Books& all, std::optional<DeviceIndex> also) {
-  std::vector<ManagedPromise::View> views;
+// For the pair where torch's allocator does not run.
+void see_hbm_without_torch(DeviceIndex device) {
+  Books& all = books();
   {
     std::lock_guard<std::mutex> lock(all.mutex);
-    views = all.promise.devices();
+    if (all.promise.is_told_of_torch(device)) return;
   }
-  const auto is_it = [&](const auto& view) { return view.device == also; };
-  if (also && std::none_of(views.begin(), views.end(), is_it)) views.emplace_back().device = *also;
-  ManagedPromise::look(views);
-  return views;
+  const auto view = ManagedPromise::look(device);
+  std::lock_guard<std::mutex> lock(all.mutex);
+  if (view && !all.promise.is_told_of_torch(device)) all.promise.see(*view, std::nullopt);
 }
 
 // The tightest first, should there be more than there is room for.
@@ -202,6 +201,7 @@ std::optional<NoRoom> HostClaim::when_possible(const std::atomic<bool>* give_up,
 
 std::optional<NoRoom> HostClaim::book(const Request& request, const Placement& placement) {
   if (placement.backing == BackingKind::kManaged) {
+    see_hbm_without_torch(request.device);
     return book(Bytes(0), false,
                 [&](ManagedPromise& promise) { return promise.with(request, placement); });
   }
@@ -211,9 +211,7 @@ std::optional<NoRoom> HostClaim::book(const Request& request, const Placement& p
 std::optional<NoRoom> HostClaim::book(Bytes on_host, bool may_be_of_carveout,
                                       const Promised& managed) {
   Books& all = books();
-  const auto views = look_at_hbm(all, managed ? std::optional(device_) : std::nullopt);
   std::lock_guard<std::mutex> lock(all.mutex);
-  all.promise.see(views);
   // It stays within HBM, and others have nothing new to hear.
   if (managed && managed(all.promise) == Bytes(0) && all.promise.total() <= all.own.promised) {
     return std::nullopt;
@@ -309,6 +307,15 @@ void unbook_node(Bytes released) noexcept {
   if (before > Bytes(0)) publish(all);
 }
 
+void see_hbm(DeviceIndex device, Bytes of_torch) {
+  // Not under the mutex: it asks CUDA.
+  const auto view = ManagedPromise::look(device);
+  if (!view) return;
+  Books& all = books();
+  std::lock_guard<std::mutex> lock(all.mutex);
+  all.promise.see(*view, of_torch);
+}
+
 void unbook_managed(const Segment& segment) noexcept {
   Books& all = books();
   std::lock_guard<std::mutex> lock(all.mutex);
@@ -333,9 +340,7 @@ void rebook_prefetched(const ManagedRange& range, Location to) {
 
 Bookings bookings() {
   Books& all = books();
-  const auto views = look_at_hbm(all, std::nullopt);
   std::lock_guard<std::mutex> lock(all.mutex);
-  all.promise.see(views);
   ask_about_promise(all);
   Bookings now;
   now.promised = all.promise.total();

@@ -66,6 +66,9 @@ class HostClaim {
 Placement on_host_node();
 // After memory of the host's node is given back: what it held of the carve-out is free.
 void unbook_node(Bytes released) noexcept;
+// Before a claim: by what the device's HBM holds now, torch's allocator `of_torch` with its cache,
+// managed memory is promised what that leaves no room for.
+void see_hbm(DeviceIndex device, Bytes of_torch);
 // After a managed segment is gone: so is its promise.
 void unbook_managed(const Segment& segment) noexcept;
 // After a range of one was advised or prefetched: the promise is another. What may make it more has

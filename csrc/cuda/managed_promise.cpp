@@ -4,8 +4,6 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <array>
-#include <atomic>
 #include <utility>
 
 #include "core/page_nodes.h"
@@ -16,37 +14,16 @@
 namespace egm {
 namespace {
 
-std::atomic<uint64_t>& bytes_of_torch(DeviceIndex device) {
-  static auto* const all = new std::array<std::atomic<uint64_t>, kMaxDevices>{};
-  return all->at(static_cast<size_t>(device));
-}
-
 bool prefers_host(const Placement& placement) {
   return placement.advice.preferred_location == Location::kHost;
 }
 
 uintptr_t number_of(const void* address) { return reinterpret_cast<uintptr_t>(address); }
 
-// False where the device does not answer.
-bool look_at(ManagedPromise::View& view) noexcept {
-  try {
-    const DeviceScope device(view.device);
-    const RelaxedCaptureScope relaxed;
-    size_t free = 0;
-    size_t total = 0;
-    check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo", Bytes(0), view.device);
-    view.free = Bytes(free);
-    view.total = Bytes(total);
-    view.numa_node = hbm_numa_node(view.device);
-    return true;
-  } catch (const CudaError&) {
-    return false;
-  }
-}
+// A prefetch of 200 GiB over PCIe takes about as long; work before it on its stream may take more.
+constexpr auto kLongestMove = std::chrono::seconds(5);
 
 }  // namespace
-
-void note_hbm_of_torch(DeviceIndex device, Bytes held) { bytes_of_torch(device) = held.count(); }
 
 Bytes ManagedPromise::promised(const Sums& sums) {
   return promised_to_host(sums.bound_for_host, sums.other, sums.hbm, sums.hbm_of_others);
@@ -64,8 +41,7 @@ void ManagedPromise::change(Part& part, Change&& change) {
 
 void ManagedPromise::add(const Segment& segment) {
   Part& part = parts_[number_of(segment.base)];
-  part = {segment.device, segment.size, prefers_host(segment.placement),
-          false,          Bytes(0),     ++numbers_};
+  part = {segment.device, segment.size, prefers_host(segment.placement), {}, Bytes(0), ++numbers_};
   change(part, [](Part& fresh) { fresh.off_host = fresh.size; });
   Bytes& managed = sums_[segment.device].managed;
   managed = managed + segment.size;
@@ -150,32 +126,38 @@ void ManagedPromise::set_moving(const ManagedRange& range, Location to) {
   const auto [begin, end] = cut(range);
   for (auto part = begin; part != end; ++part) {
     change(part->second, [to](Part& moved) {
-      moved.moving_to_host = to == Location::kHost;
+      moved.moving_to_host_until = {};
+      if (to == Location::kHost) moved.moving_to_host_until = Clock::now() + kLongestMove;
       if (to == Location::kDevice) moved.off_host = moved.size;
     });
   }
 }
 
-std::vector<ManagedPromise::View> ManagedPromise::devices() const {
-  std::vector<View> views;
-  for (const auto& [device, sums] : sums_) {
-    if (sums.managed > Bytes(0)) views.emplace_back().device = device;
+std::optional<ManagedPromise::View> ManagedPromise::look(DeviceIndex device) noexcept {
+  try {
+    const DeviceScope scope(device);
+    const RelaxedCaptureScope relaxed;
+    size_t free = 0;
+    size_t total = 0;
+    check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo", Bytes(0), device);
+    return View{device, Bytes(total), Bytes(free), hbm_numa_node(device)};
+  } catch (const CudaError&) {
+    return std::nullopt;
   }
-  return views;
 }
 
-void ManagedPromise::look(std::vector<View>& views) {
-  views.erase(std::remove_if(views.begin(), views.end(), [](View& view) { return !look_at(view); }),
-              views.end());
+void ManagedPromise::see(const View& view, std::optional<Bytes> of_torch) {
+  Sums& sums = sums_[view.device];
+  sums.is_told_of_torch = sums.is_told_of_torch || of_torch.has_value();
+  const HbmUse now{view.total, view.free, of_torch.value_or(Bytes(0)), sums.managed};
+  sums.hbm_of_others = hbm_of_others(sums.hbm_of_others, sums.hbm, now);
+  sums.hbm = now;
+  sums.numa_node = view.numa_node;
 }
 
-void ManagedPromise::see(const std::vector<View>& views) {
-  for (const View& view : views) {
-    Sums& sums = sums_[view.device];
-    sums.hbm = {view.total, view.free, Bytes(bytes_of_torch(view.device))};
-    sums.numa_node = view.numa_node;
-    sums.hbm_of_others = hbm_of_others(sums.hbm_of_others, sums.hbm, sums.managed);
-  }
+bool ManagedPromise::is_told_of_torch(DeviceIndex device) const {
+  const auto found = sums_.find(device);
+  return found != sums_.end() && found->second.is_told_of_torch;
 }
 
 ManagedPromise::Answer ManagedPromise::question(const Parts::value_type& part) const {
@@ -203,7 +185,8 @@ void ManagedPromise::apply(const std::vector<Answer>& answers) {
     if (found == parts_.end() || found->second.number != answer.number) continue;
     change(found->second, [&](Part& part) {
       part.off_host = answer.off_host;
-      part.moving_to_host = part.moving_to_host && answer.off_host > Bytes(0);
+      const bool moves = answer.off_host > Bytes(0) && Clock::now() < part.moving_to_host_until;
+      if (!moves) part.moving_to_host_until = {};
     });
   }
 }

@@ -2,8 +2,10 @@
 // meets the devices and the segments.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -13,9 +15,6 @@
 #include "core/units.h"
 
 namespace egm {
-
-// HBM that torch's allocator holds, its cache included. Told by whoever may ask torch.
-void note_hbm_of_torch(DeviceIndex device, Bytes held);
 
 // Pages of a managed segment.
 struct ManagedRange {
@@ -33,27 +32,28 @@ class ManagedPromise {
   // Nothing happens if it was not added.
   void remove(const Segment& segment);
 
-  // What the devices last showed of their HBM holds.
+  // By what was last seen of the devices' HBM.
   Bytes total() const;
   // How much more `request` would make it.
   Bytes with(const Request& request, const Placement& placement) const;
   // How much more it would be with the range bound for the host. Asks about the range.
   Bytes with_on_host(const ManagedRange& range);
   void set_prefers_host(const ManagedRange& range, bool prefers);
-  // By a prefetch. To the host: bound for it until it has been there.
+  // By a prefetch. To the host: bound for it until it has been there, or some seconds are over.
   void set_moving(const ManagedRange& range, Location to);
 
-  // Asks about the HBM of devices with managed memory: what `see` is told.
+  // What the driver shows of a device's HBM; nothing where it does not answer.
   struct View {
     DeviceIndex device = 0;
     Bytes total;
     Bytes free;
     int numa_node = -1;
   };
-  std::vector<View> devices() const;
-  // Leaves out those that do not answer.
-  static void look(std::vector<View>& views);
-  void see(const std::vector<View>& views);
+  static std::optional<View> look(DeviceIndex device) noexcept;
+  // What of it torch's allocator holds is not known where nobody could ask torch.
+  void see(const View& view, std::optional<Bytes> of_torch);
+  // Whether torch's part was ever told: then it is left to who tells it.
+  bool is_told_of_torch(DeviceIndex device) const;
 
   // Asks about all pages: what `apply` is told of those that are still there.
   struct Answer {
@@ -68,16 +68,20 @@ class ManagedPromise {
   void apply(const std::vector<Answer>& answers);
 
  private:
+  using Clock = std::chrono::steady_clock;
   // Of a segment, what has been advised alike.
   struct Part {
     DeviceIndex device;
     Bytes size;
     bool prefers_host;
-    bool moving_to_host;
+    // By a prefetch that may be queued behind other work.
+    Clock::time_point moving_to_host_until;
     Bytes off_host;
     uint64_t number;  // tells it from a later one at the same address
 
-    bool bound_for_host() const { return prefers_host || moving_to_host; }
+    // Changes only where `change` is told, for sums are kept of it.
+    bool moving_to_host() const { return moving_to_host_until != Clock::time_point(); }
+    bool bound_for_host() const { return prefers_host || moving_to_host(); }
   };
   using Parts = std::map<uintptr_t, Part>;
   // Of a device.
@@ -86,8 +90,10 @@ class ManagedPromise {
     // Of that, what is not on the host.
     Bytes bound_for_host;
     Bytes other;
+    // As last seen.
     HbmUse hbm;
     Bytes hbm_of_others;
+    bool is_told_of_torch = false;
     int numa_node = -1;
 
     Bytes& of(bool bound) { return bound ? bound_for_host : other; }

@@ -60,7 +60,7 @@ void tell_hbm_of_torch(cca::CUDAAllocator& native, c10::DeviceIndex device) {
   // With what the C pair gave to pools of the user's.
   const Bytes extended = ledger.reserved_outside_hbm(device) +
                          ledger.counters(device, BackingKind::kManaged).pair_allocated;
-  note_hbm_of_torch(device, difference_or_zero(reserved, extended));
+  see_hbm(device, difference_or_zero(reserved, extended));
 }
 
 void SegmentSource::raw_delete(void* ptr) {

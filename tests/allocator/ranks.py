@@ -32,6 +32,7 @@ class Work:
 
     def __init__(self) -> None:
         self.held: list[torch.Tensor] = []
+        self.past_torch = ctypes.c_void_p()
 
     def take(
         self, mib: int, kind: str = "managed", device: int = 0, fraction: float | None = None
@@ -114,11 +115,14 @@ class Work:
         self.held.append(torch.empty(mib * MIB, dtype=torch.uint8, device="cuda"))
 
     def library(self, mib: int) -> None:
-        """Take HBM past torch, for good."""
+        """Take HBM past torch."""
         torch.cuda.init()
-        address = ctypes.c_void_p()
-        status = ctypes.CDLL(None).cudaMalloc(ctypes.byref(address), ctypes.c_size_t(mib * MIB))
-        assert status == 0
+        size = ctypes.c_size_t(mib * MIB)
+        assert ctypes.CDLL(None).cudaMalloc(ctypes.byref(self.past_torch), size) == 0
+
+    def library_gives_back(self) -> None:
+        """Give that back."""
+        assert ctypes.CDLL(None).cudaFree(self.past_torch) == 0
 
     def fork(self) -> int:
         """Leave a child that only lives, and return its id."""

@@ -165,10 +165,35 @@ def test_hbm_that_torch_takes_afterwards_is_seen_by_the_next_claim(
     first.do("configure", preferred_location="device")
     assert first.do("take", (2 << 10) + 40) == ""
     first.do(*call)
-    assert first.do("bookings")["promised_bytes"] == 40 * MIB
-    assert first.do("take", 2, claimed, 1) == ""  # on the other device
-    assert second.do("bookings")["others_promised_bytes"] == 40 * MIB
+    assert first.do("take", 2, claimed) == ""
+    promised = 60 if claimed == "managed" else 40  # a small request has a segment of 20 MiB
+    assert second.do("bookings")["others_promised_bytes"] == promised * MIB
     assert second.do("take", 80, "pinned") != ""
+
+
+def test_hbm_that_a_library_gives_back_is_no_reason_to_refuse(rank: Ranks) -> None:
+    alone = rank()
+    alone.do("configure", preferred_location="device")
+    alone.do("library", 6 << 10)
+    assert alone.do("take", (2 << 10) + 60) == ""
+    assert alone.do("take", 60, "pinned") != ""
+    alone.do("library_gives_back")
+    assert alone.do("bookings")["promised_bytes"] == 0
+    alone.do("use")
+    assert alone.do("bookings")["promised_bytes"] == 0
+    assert alone.do("take", 60, "pinned") == ""
+
+
+def test_managed_memory_of_another_device_makes_none_of_this_one_a_promise(rank: Ranks) -> None:
+    alone = rank()
+    alone.do("configure", preferred_location="device")
+    assert alone.do("take", 2 << 10) == ""
+    alone.do("use")
+    alone.do("plain", 4 << 10)
+    assert alone.do("take", 2, "managed", 1) == ""
+    assert alone.do("take", (2 << 10) - 200) == ""
+    assert alone.do("bookings")["promised_bytes"] == 0
+    assert alone.do("take", 60, "pinned") == ""
 
 
 def test_managed_memory_that_is_in_hbm_is_no_promise(rank: Ranks) -> None:
@@ -351,6 +376,20 @@ torch.cuda.empty_cache()
 assert promised() == 0
 """
     run_script("import ctypes\n" + CARVEOUT + script, env={"EGM_SIM_HOST_ROOT": str(root)})
+
+
+def test_memory_sent_to_the_host_and_used_again_is_no_promise_for_long(root: Path) -> None:
+    script = """
+from tests.allocator.conftest import wait_for
+from tests.simulator import sim
+egm_alloc.enable(preferred_location="device")
+tensor = make(60 * MIB, "managed")
+egm_alloc.prefetch(tensor, "host")
+assert _C.host_bookings()["promised_bytes"] == 60 * MIB
+sim.touch(tensor.data_ptr(), tensor.nbytes, by=0)
+wait_for(lambda: _C.host_bookings()["promised_bytes"] == 0)
+"""
+    run_script(CARVEOUT + script, env={"EGM_SIM_HOST_ROOT": str(root)})
 
 
 @pytest.mark.parametrize("call", ["cudaMemAdvise", "cudaMemPrefetchAsync"])

@@ -90,25 +90,37 @@ void the_default_is_a_twentieth() {
 }
 
 void hbm_of_others_agrees_with_what_is_seen() {
-  const auto seen = [](Bytes before, Bytes free, Bytes of_torch, Bytes managed) {
-    return hbm_of_others(before, {gib(80), free, of_torch}, managed);
-  };
   const Bytes none(0);
-  expect(seen(none, gib(50), gib(20), none) == gib(10), "exact while nothing is managed");
-  expect(seen(gib(10), gib(50), gib(20), none) == gib(10), "still the same");
-  expect(seen(gib(25), gib(50), gib(20), none) == gib(10), "it became less");
-  expect(seen(gib(10), gib(15), gib(20), gib(40)) == gib(10), "what came since may be managed");
-  expect(seen(gib(10), none, gib(20), gib(40)) == gib(20), "not all of it");
-  expect(seen(gib(10), gib(55), gib(20), gib(40)) == gib(5), "some of it was freed");
-  expect(seen(gib(10), gib(10), gib(90), gib(1)) == none, "torch's is told at another moment");
-  expect(seen(kMost, kMost, kMost, kMost) == none, "ends");
-  expect(seen(kMost, none, none, none) == gib(80), "no more than there is");
+  const auto seen = [](Bytes free, Bytes of_torch, Bytes managed) {
+    return HbmUse{gib(80), free, of_torch, managed};
+  };
+  const HbmUse at_first = seen(gib(50), gib(20), none);
+  expect(hbm_of_others(none, {}, at_first) == gib(10), "exact while nothing is managed");
+  expect(hbm_of_others(gib(10), at_first, at_first) == gib(10), "still the same");
+  expect(hbm_of_others(gib(25), at_first, at_first) == gib(10), "exact again");
+  const HbmUse filled = seen(gib(15), gib(20), gib(40));
+  expect(hbm_of_others(gib(10), at_first, filled) == gib(10), "what came since may be managed");
+  const HbmUse full = seen(none, gib(20), gib(40));
+  expect(hbm_of_others(gib(10), filled, full) == gib(20), "not all of it");
+  const HbmUse less = seen(gib(19), gib(20), gib(40));
+  expect(hbm_of_others(gib(10), filled, less) == gib(6), "others gave some back");
+  const HbmUse much_less = seen(gib(55), gib(20), gib(40));
+  expect(hbm_of_others(gib(10), filled, much_less) == none, "all of it and more");
+  const HbmUse freed = seen(gib(30), gib(20), gib(25));
+  expect(hbm_of_others(gib(10), filled, freed) == gib(10), "managed memory was freed");
+  const HbmUse evicted = seen(gib(15), gib(24), gib(40));
+  expect(hbm_of_others(gib(10), filled, evicted) == gib(6), "torch may have taken it from others");
+  expect(hbm_of_others(gib(10), at_first, seen(gib(10), gib(90), gib(1))) == none,
+         "torch's is told at another moment");
+  expect(hbm_of_others(kMost, {kMost, kMost, kMost, kMost}, {kMost, kMost, kMost, kMost}) == none,
+         "ends");
+  expect(hbm_of_others(kMost, {}, seen(none, none, none)) == gib(80), "no more than there is");
 }
 
 void promises_are_what_hbm_cannot_hold() {
   const Bytes none(0);
   const auto promised = [](Bytes bound, Bytes other, Bytes of_torch, Bytes of_others) {
-    return promised_to_host(bound, other, {gib(80), Bytes(0), of_torch}, of_others);
+    return promised_to_host(bound, other, {gib(80), Bytes(0), of_torch, Bytes(0)}, of_others);
   };
   expect(promised(gib(7), none, none, none) == gib(7), "all that is bound for the host");
   expect(promised(none, gib(70), gib(7), gib(3)) == none, "fits exactly");
@@ -123,12 +135,12 @@ void promises_are_what_hbm_cannot_hold() {
 
 void promises_do_not_wrap() {
   const Bytes none(0);
-  const HbmUse nothing{none, none, kMost};
-  const HbmUse all{kMost, kMost, none};
+  const HbmUse nothing{none, none, kMost, none};
+  const HbmUse all{kMost, kMost, none, none};
   expect(promised_to_host(kMost, kMost, nothing, kMost) == kMost, "everything");
   expect(promised_to_host(none, kMost, all, none) == none, "exactly HBM");
   expect(promised_to_host(none, kMost, all, kMost) == kMost, "exactly HBM twice");
-  expect(promised_to_host(kMost, gib(2), {gib(1), none, none}, none) == kMost, "the sum");
+  expect(promised_to_host(kMost, gib(2), {gib(1), none, none, none}, none) == kMost, "the sum");
 }
 
 }  // namespace
