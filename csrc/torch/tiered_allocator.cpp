@@ -253,10 +253,9 @@ TieredAllocator::Answer<AskNative> TieredAllocator::divert(
     if (may_pass) {
       HostClaim::wait_for_room({segment_size(request.size), index}, placement);
     }
-    // In a live pool torch cannot give back what is cached, so that is done here. HBM may be cached
-    // by torch too, and memory of the host by any device.
+    // In a live pool torch cannot give back what is cached, so that is done here.
     if (placement.backing == BackingKind::kDevice || refusal == Refusal::kByReserve) {
-      emptyCache();
+      give_back_everywhere();
     } else {
       GateScope gate(own.gate, thread);
       give_back_cached(own);

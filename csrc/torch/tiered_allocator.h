@@ -163,6 +163,7 @@ class TieredAllocator final : public DelegatingAllocator {
   void process_pending_events(Device& own, cudaStream_t stream);
   void give_back_cached(Device& own);
   void give_back_hbm(Device& own);
+  void give_back_everywhere();
   void empty_retired(Device& own);
   void empty_postponed(Device& own);
   void tidy_after_diversion(Device& own, const Diversion& diversion) noexcept;

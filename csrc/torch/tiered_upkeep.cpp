@@ -8,6 +8,7 @@
 
 #include "core/state.h"
 #include "cuda/errors.h"
+#include "cuda/guards.h"
 #include "cuda/host_reserve.h"
 #include "cuda/mapped_ranges.h"
 #include "torch/thread_scopes.h"
@@ -80,8 +81,7 @@ void TieredAllocator::bring_up(Device& own, const Request& request, const Config
   } catch (const LimitExceeded& error) {
     refuse(own.index, placement, Refusal::kByLimit, error.what());
   } catch (const std::runtime_error&) {
-    // HBM may be cached by torch too, and memory of the host by any device.
-    emptyCache();
+    give_back_everywhere();
   }
   try {
     diversion.ready = std::make_unique<ReadySegment>(segment, placement);
@@ -98,6 +98,15 @@ void TieredAllocator::tell_hbm_of_torch() {
   }
 }
 
+// HBM may be cached by torch too, and memory of the host by any device. Other threads may capture.
+void TieredAllocator::give_back_everywhere() {
+  {
+    RelaxedCaptureScope relaxed;
+    emptyCache();
+  }
+  tell_hbm_of_torch();
+}
+
 Bytes TieredAllocator::move(void* base, Bytes device_part) {
   const auto on_device = [base] { return range_parts(base).value_or(RangeParts{}).on_device; };
   const Bytes before = on_device();
@@ -111,8 +120,7 @@ Bytes TieredAllocator::move(void* base, Bytes device_part) {
     if (error.status() != cudaErrorMemoryAllocation) throw with_moved(error, moved());
   } catch (const ReserveExceeded&) {
   }
-  // HBM may be cached by torch too, and memory of the host by any device.
-  emptyCache();
+  give_back_everywhere();
   try {
     set_device_part(base, device_part);
   } catch (const CudaError& error) {

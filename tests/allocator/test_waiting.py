@@ -123,6 +123,55 @@ def test_managed_memory_cached_on_another_device_makes_room() -> None:
             assert egm_alloc.info(block(60 * MIB, device)).backing == "managed"
 
 
+@pytest.mark.usefixtures("small_host")
+@pytest.mark.parametrize("moved", [False, True])
+def test_hbm_given_back_for_a_request_leaves_managed_memory_no_promise(moved: bool) -> None:
+    egm_alloc.enable(preferred_location="device")
+    with egm_alloc.place("split" if moved else "device", device_fraction=1 if moved else None):
+        in_hbm = block(60 * MIB)
+    plain = block(6 << 30)
+    managed = make("managed", 2048)
+    assert _C.host_bookings()["promised_bytes"] >= 60 * MIB
+    del plain  # cached
+    if moved:
+        egm_alloc.migrate(in_hbm, device_fraction=0)
+    else:
+        assert make("pinned", 60).numel() == 60 * MIB
+    assert _C.host_bookings()["promised_bytes"] == 0
+    del managed
+
+
+# In a process of its own, for torch's own requests may break another thread's capture as well.
+REFUSED_BESIDE_A_CAPTURE = """
+import pytest, sys, torch
+import egm_alloc
+from tests.allocator.conftest import MIB, Background, block
+egm_alloc.enable(threshold_gib=64, preferred_location="host", host_reserve_gib=0, spill=False)
+value = torch.zeros(16, device="cuda:0")
+held = [block(30 * MIB, device=1)]
+
+def ask():
+    held.clear()  # cached: a capture begins with an empty cache
+    with egm_alloc.place(sys.argv[1]):
+        block(300 * MIB, device=1)
+
+with torch.cuda.graph(torch.cuda.CUDAGraph()):
+    value += 1
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="would cut into the reserve"):
+        Background(ask).finish()
+    value += 1
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_request_that_the_reserve_refuses_leaves_another_threads_capture_alone(
+    tmp_path: Path, kind: str
+) -> None:
+    root = write_host(tmp_path / "host", 1, 100 / 1024)
+    env = {"EGM_SIM_HOST_ROOT": str(root)}
+    run_script(REFUSED_BESIDE_A_CAPTURE, kind, devices=2, env=env)
+
+
 def test_move_of_a_tensor_holds_up_no_release_of_another() -> None:
     egm_alloc.enable(threshold_gib=64, spill=False)
     block(512)
@@ -141,6 +190,7 @@ def test_move_of_a_tensor_holds_up_no_release_of_another() -> None:
 # Blocks of 100 and 64 MiB are cached, and torch splits none of 64 MiB and more.
 BRING_UP_BESIDE_LARGE_BLOCKS = """
 import egm_alloc
+from egm_alloc import _C
 from tests.allocator.conftest import Background, block
 from tests.allocator.test_waiting import make
 from tests.simulator import sim
