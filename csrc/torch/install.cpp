@@ -64,7 +64,13 @@ TieredAllocator& install() {
     c10::SetAllocator(c10::DeviceType::CUDA, allocator, static_cast<uint8_t>(priority));
     if (c10::GetAllocator(c10::DeviceType::CUDA) == allocator) break;
   }
-  if (current->initialized()) take_over_peers();
+  if (current->initialized()) {
+    try {
+      take_over_peers();
+    } catch (const c10::Error&) {
+      // In a forked child, where torch says itself that it cannot use CUDA.
+    }
+  }
   return *allocator;
 }
 
