@@ -13,6 +13,7 @@
 #include "core/page_nodes.h"
 #include "core/reserve.h"
 #include "core/state.h"
+#include "cuda/host_books.h"
 #include "cuda/host_reserve.h"
 #include "cuda/traits.h"
 #include "torch/install.h"

@@ -2,12 +2,10 @@
 #include "cuda/host_reserve.h"
 
 #include <cuda_runtime_api.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <memory>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -17,7 +15,7 @@
 #include "core/reserve.h"
 #include "core/state.h"
 #include "cuda/errors.h"
-#include "cuda/guards.h"
+#include "cuda/host_books.h"
 #include "cuda/host_stock.h"
 #include "cuda/managed_promise.h"
 #include "cuda/mapped_range.h"
@@ -47,95 +45,6 @@ Bytes host_bytes_to_come(const Request& request, const Placement& placement) {
                                                 placement.layout, request.device);
   stock->wait_for(stocked);
   return difference_or_zero(on_host, std::min(stocked, stock->held()));
-}
-
-// What this process has booked. The mutex is held while it is decided, so that two threads do not
-// both get the last of it. Leaf lock.
-struct Books {
-  explicit Books(pid_t process) : process(process) {}
-
-  const pid_t process;
-  std::mutex mutex;
-  // As the others know it, but for what `publish` has not been called for yet.
-  Booking own;
-  ManagedPromise promise;
-  ProcessTable table;
-  bool refreshing = false;
-};
-
-// A forked child has neither its parent's bookings nor its threads, which may have held the mutex:
-// it begins anew. Leaked like State.
-Books& books() {
-  static std::atomic<Books*> instance{nullptr};
-  Books* found = instance.load();
-  const pid_t process = getpid();
-  if (found != nullptr && found->process == process) return *found;
-  auto fresh = std::make_unique<Books>(process);
-  // Else another thread was first.
-  if (instance.compare_exchange_strong(found, fresh.get())) return *fresh.release();
-  return *found;
-}
-
-void keep_promise_fresh();
-
-// Under the mutex, and in a turn if it is more than before.
-void publish(Books& all) noexcept {
-  try {
-    all.own.promised = all.promise.total();
-    all.table.publish(all.own);
-    if (all.own.promised == Bytes(0) || all.refreshing) return;
-    const NoSignalsScope scope;
-    std::thread(keep_promise_fresh).detach();
-    all.refreshing = true;
-  } catch (const std::exception&) {
-    // Others see what was when this process last took or gave back memory.
-  }
-}
-
-// How far managed memory is populated changes without a call of ours. While there is a promise, a
-// thread tells the others about once a second what is left of it, or less often where that would
-// keep a core busy. It calls neither CUDA nor torch, and uses nothing that is destroyed at exit.
-void keep_promise_fresh() {
-  using Clock = std::chrono::steady_clock;
-  constexpr Clock::duration kPause = std::chrono::seconds(1);
-  constexpr int kIdleShare = 20;
-  Books& all = books();
-  Clock::duration pause = kPause;
-  while (true) {
-    std::this_thread::sleep_for(pause);
-    const auto start = Clock::now();
-    std::vector<ManagedPromise::Answer> answers;
-    {
-      std::lock_guard<std::mutex> lock(all.mutex);
-      answers = all.promise.questions();
-    }
-    ManagedPromise::ask(answers);
-    pause = std::max(kPause, kIdleShare * (Clock::now() - start));
-    std::lock_guard<std::mutex> lock(all.mutex);
-    all.promise.apply(answers);
-    publish(all);
-    all.refreshing = all.own.promised > Bytes(0);
-    if (!all.refreshing) return;
-  }
-}
-
-// Under the mutex.
-void ask_about_promise(Books& all) {
-  auto answers = all.promise.questions();
-  ManagedPromise::ask(answers);
-  all.promise.apply(answers);
-}
-
-// For the pair where torch's allocator does not run.
-void see_hbm_without_torch(DeviceIndex device) {
-  Books& all = books();
-  {
-    std::lock_guard<std::mutex> lock(all.mutex);
-    if (all.promise.is_told_of_torch(device)) return;
-  }
-  const auto view = ManagedPromise::look(device);
-  std::lock_guard<std::mutex> lock(all.mutex);
-  if (view && !all.promise.is_told_of_torch(device)) all.promise.see(*view, std::nullopt);
 }
 
 // The tightest first, should there be more than there is room for.
@@ -295,60 +204,6 @@ Placement on_host_node() {
   Placement placement;
   placement.backing = BackingKind::kNuma;
   return placement;
-}
-
-void unbook_node(Bytes released) noexcept {
-  if (released == Bytes(0)) return;
-  Books& all = books();
-  std::lock_guard<std::mutex> lock(all.mutex);
-  const Bytes before = all.own.carveout;
-  // A forked child has not booked what its parent holds.
-  all.own.carveout = difference_or_zero(before, released);
-  if (before > Bytes(0)) publish(all);
-}
-
-void see_hbm(DeviceIndex device, Bytes of_torch) {
-  // Not under the mutex: it asks CUDA.
-  const auto view = ManagedPromise::look(device);
-  if (!view) return;
-  Books& all = books();
-  std::lock_guard<std::mutex> lock(all.mutex);
-  all.promise.see(*view, of_torch);
-}
-
-void unbook_managed(const Segment& segment) noexcept {
-  Books& all = books();
-  std::lock_guard<std::mutex> lock(all.mutex);
-  const bool promised = all.own.promised > Bytes(0);
-  all.promise.remove(segment);
-  if (promised) publish(all);
-}
-
-void rebook_advised(const ManagedRange& range, bool prefers_host) {
-  Books& all = books();
-  std::lock_guard<std::mutex> lock(all.mutex);
-  all.promise.set_prefers_host(range, prefers_host);
-  if (all.own.promised > Bytes(0)) publish(all);
-}
-
-void rebook_prefetched(const ManagedRange& range, Location to) {
-  Books& all = books();
-  std::lock_guard<std::mutex> lock(all.mutex);
-  all.promise.set_moving(range, to);
-  if (all.own.promised > Bytes(0)) publish(all);
-}
-
-Bookings bookings() {
-  Books& all = books();
-  std::lock_guard<std::mutex> lock(all.mutex);
-  ask_about_promise(all);
-  Bookings now;
-  now.promised = all.promise.total();
-  const auto others = all.table.others();
-  now.others = sum_within(others, 0);
-  now.other_processes = others.size();
-  now.problem = all.table.problem();
-  return now;
 }
 
 std::set<int> hbm_nodes() {

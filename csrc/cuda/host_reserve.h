@@ -10,7 +10,6 @@
 #include <string>
 
 #include "core/placement.h"
-#include "core/process_table.h"
 #include "core/segment_table.h"
 #include "core/units.h"
 #include "cuda/managed_promise.h"
@@ -64,27 +63,6 @@ class HostClaim {
 
 // For a claim on memory of the host's node.
 Placement on_host_node();
-// After memory of the host's node is given back: what it held of the carve-out is free.
-void unbook_node(Bytes released) noexcept;
-// Before a claim: by what the device's HBM holds now, torch's allocator `of_torch` with its cache,
-// managed memory is promised what that leaves no room for.
-void see_hbm(DeviceIndex device, Bytes of_torch);
-// After a managed segment is gone: so is its promise.
-void unbook_managed(const Segment& segment) noexcept;
-// After a range of one was advised or prefetched: the promise is another. What may make it more has
-// been claimed, and the claim ends after this.
-void rebook_advised(const ManagedRange& range, bool prefers_host);
-void rebook_prefetched(const ManagedRange& range, Location to);
-
-// What is booked of host memory now.
-struct Bookings {
-  Bytes promised;  // by this process, to managed memory
-  Booking others;  // by all others together
-  size_t other_processes = 0;
-  // Why other processes are not seen, if they are not.
-  std::optional<std::string> problem;
-};
-Bookings bookings();
 
 // NUMA nodes that are GPU memory.
 std::set<int> hbm_nodes();

@@ -16,6 +16,7 @@
 #include "cuda/driver.h"
 #include "cuda/errors.h"
 #include "cuda/guards.h"
+#include "cuda/host_books.h"
 #include "cuda/host_reserve.h"
 #include "cuda/physical.h"
 

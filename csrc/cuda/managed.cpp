@@ -10,6 +10,7 @@
 #include "cuda/backing.h"
 #include "cuda/errors.h"
 #include "cuda/guards.h"
+#include "cuda/host_books.h"
 #include "cuda/host_reserve.h"
 
 namespace egm {

@@ -13,6 +13,7 @@
 #include "core/state.h"
 #include "cuda/errors.h"
 #include "cuda/guards.h"
+#include "cuda/host_books.h"
 #include "cuda/host_reserve.h"
 #include "cuda/mapped_range.h"
 

@@ -12,6 +12,7 @@
 #include "cuda/backing.h"
 #include "cuda/errors.h"
 #include "cuda/guards.h"
+#include "cuda/host_books.h"
 #include "cuda/host_reserve.h"
 #include "cuda/mapped_ranges.h"
 

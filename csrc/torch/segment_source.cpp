@@ -5,6 +5,7 @@
 
 #include "core/state.h"
 #include "cuda/errors.h"
+#include "cuda/host_books.h"
 #include "cuda/host_reserve.h"
 
 namespace egm {
