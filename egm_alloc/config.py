@@ -26,6 +26,9 @@ BACKINGS = ("managed", "device", "pinned", "numa", "split")
 BACKING_CHOICES = (*BACKINGS, "auto")
 LOCATIONS = ("device", "host")
 
+GIB_ALLOWED = "a number of GiB above 0 and below 2**33 (2**63 bytes)"
+FRACTION_ALLOWED = "a number from 0 (all on the host) to 1 (all in HBM)"
+
 
 def _refusal(name: str, value: object, allowed: str) -> str:
     return f"{name} is {value!r}; allowed: {allowed}"
@@ -41,7 +44,7 @@ def _check_number(name: str, value: object, allowed: str) -> float:
 
 
 def _check_gib(name: str, value: object, more: str = "") -> float:
-    allowed = f"a number of GiB above 0 and below 2**33 (2**63 bytes){more}"
+    allowed = GIB_ALLOWED + more
     gib = _check_number(name, value, allowed)
     if not 0 < gib < _MAX_GIB:  # NaN fails this comparison too
         raise ValueError(_refusal(name, value, allowed))
@@ -124,10 +127,9 @@ def check_device_fraction(name: str, value: object) -> float:
     ValueError
         If it is not from 0 to 1.
     """
-    allowed = "a number from 0 (all on the host) to 1 (all in HBM)"
-    fraction = _check_number(name, value, allowed)
+    fraction = _check_number(name, value, FRACTION_ALLOWED)
     if not 0 <= fraction <= 1:  # NaN fails this comparison too
-        raise ValueError(_refusal(name, value, allowed))
+        raise ValueError(_refusal(name, value, FRACTION_ALLOWED))
     return fraction
 
 

@@ -9,7 +9,16 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from egm_alloc.config import BACKING_CHOICES, FIELDS, LOCATIONS, MODES, Config, check_field
+from egm_alloc.config import (
+    BACKING_CHOICES,
+    FIELDS,
+    FRACTION_ALLOWED,
+    GIB_ALLOWED,
+    LOCATIONS,
+    MODES,
+    Config,
+    check_field,
+)
 
 PREFIX = "EGM_ALLOC_"
 AUTO_ENABLE = PREFIX + "AUTO_ENABLE"
@@ -70,23 +79,24 @@ def parse_bool(text: str) -> bool:
     return word in _TRUE
 
 
-_GIB = "a number of GiB above 0 and below 2**33 (2**63 bytes)"
-
 # How each field is parsed, and what is said to be allowed where that or its check fails.
 _PARSERS: dict[str, tuple[Callable[[str], object], str]] = {
-    "threshold_gib": (_parse_number, f"{_GIB}; for everything in managed memory use mode managed"),
+    "threshold_gib": (
+        _parse_number,
+        f"{GIB_ALLOWED}; for everything in managed memory use mode managed",
+    ),
     "device": (_parse_devices, "all, or indices of CUDA devices, each once, such as 1 or 0,1"),
     "mode": (_parse_text, ", ".join(MODES)),
     "backing": (_parse_text, ", ".join(BACKING_CHOICES)),
     "preferred_location": (_parse_optional_text, f"{', '.join(LOCATIONS)} or none"),
     "accessed_by": (_parse_list, f"{', '.join(LOCATIONS)}, both ({','.join(LOCATIONS)}) or none"),
     "prefetch": (parse_bool, BOOL_WORDS),
-    "limit_gib": (_parse_optional_number, f"{_GIB}, or none for no limit"),
-    "device_fraction": (_parse_number, "a number from 0 (all on the host) to 1 (all in HBM)"),
+    "limit_gib": (_parse_optional_number, f"{GIB_ALLOWED}, or none for no limit"),
+    "device_fraction": (_parse_number, FRACTION_ALLOWED),
     "spill": (parse_bool, BOOL_WORDS),
     "host_reserve_gib": (
         _parse_optional_number,
-        f"{_GIB}, 0 for no reserve, or none for 5 % of host memory",
+        f"{GIB_ALLOWED}, 0 for no reserve, or none for 5 % of host memory",
     ),
 }
 
