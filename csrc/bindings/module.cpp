@@ -138,10 +138,9 @@ void reset_peak_stats(int device) {
   egm::state().ledger.reset_peaks(device);
 }
 
-// Moves the memory there, with the reserve asked about what goes to the host.
+// Moves the memory there; what the reserve has no room for on the host counts as refused.
 template <typename Move>
 auto counting_refusals(void* address, const Move& move) {
-  egm::tell_hbm_of_torch();
   try {
     return move();
   } catch (const egm::ReserveExceeded&) {
@@ -173,6 +172,7 @@ void advise(uintptr_t address, uint64_t size_bytes, int device,
   change.read_mostly = read_mostly;
   py::gil_scoped_release unlocked;
   const egm::ManagedRange range{reinterpret_cast<void*>(address), Bytes(size_bytes), device};
+  if (change.preferred_location == egm::Location::kHost) egm::tell_hbm_of_torch();
   counting_refusals(range.address, [&] { egm::advise_managed(range, change); });
 }
 
@@ -183,6 +183,7 @@ void prefetch(uintptr_t address, uint64_t size_bytes, int device, const std::str
   const egm::Location to = egm::parse_location("location", location);
   py::gil_scoped_release unlocked;
   const egm::ManagedRange range{reinterpret_cast<void*>(address), Bytes(size_bytes), device};
+  if (to == egm::Location::kHost) egm::tell_hbm_of_torch();
   counting_refusals(range.address, [&] {
     egm::prefetch_managed(range, to, reinterpret_cast<cudaStream_t>(stream), stream_device);
   });
@@ -198,6 +199,7 @@ uint64_t migrate(uintptr_t segment_address, uint64_t on_device_bytes, int device
   }
   py::gil_scoped_release unlocked;
   auto* const base = reinterpret_cast<void*>(segment_address);
+  allocator->tell_hbm_of_torch();
   return counting_refusals(base,
                            [&] { return allocator->move(base, Bytes(on_device_bytes)).count(); });
 }

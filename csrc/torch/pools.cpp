@@ -116,9 +116,10 @@ bool Pools::has_cached_hbm(const Pool& pool) const {
   const auto segments = segments_of(*native_, pool.id);
   return std::any_of(segments.begin(), segments.end(), [&](const auto& segment) {
     if (segment.device != device_ || segment.allocated_size != 0) return false;
+    if (backing == BackingKind::kDevice) return true;
     // What is mapped may have been migrated.
     const auto parts = range_parts(reinterpret_cast<const void*>(segment.address));
-    return backing == BackingKind::kDevice || (parts && parts->on_device > Bytes(0));
+    return parts && parts->on_device > Bytes(0);
   });
 }
 
