@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import egm_alloc
-from egm_alloc import control
+from egm_alloc import _C, control
 from tests.simulator import environment, sim
 
 
@@ -56,6 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _free_everything() -> None:
     egm_alloc.disable()
     control._config = None
+    # The C pair follows the last configuration also while egm_alloc is off.
+    _C.configure(control._compiled(egm_alloc.Config()))
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
