@@ -62,7 +62,7 @@ COMPARISONS = [
 ]
 
 
-WARM_UP = 3  # turns that are not counted
+WARM_UP = 2  # turns that are not counted
 SLOW_ROWS = (worker.SMALL_THREADS, worker.NINTH_THREAD)
 
 
@@ -193,8 +193,8 @@ def markdown(lines: list[list[str]]) -> str:
 def main() -> int:
     """Measure, print the table; return 0 if every target is met."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="of new processes (default 3)")
-    parser.add_argument("--turns", type=int, default=15, help="per row and round (default 15)")
+    parser.add_argument("--rounds", type=int, default=8, help="of new processes (default 8)")
+    parser.add_argument("--turns", type=int, default=6, help="per row and round (default 6)")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows with TEXT in their name")
     parser.add_argument(
         "--pair",

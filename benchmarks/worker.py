@@ -59,14 +59,15 @@ def _set_up(setup: str, pair: str | None) -> None:
 
 
 def _prepare(setup: str, row: str) -> rows.Batch | None:
+    cached = setup != "pair"
     size = rows.ALLOCATION_SIZES.get(row.removeprefix("alloc "))
     if size is not None:
         # More managed memory than is free can slow a GPU down for everybody on it.
         if size > torch.cuda.mem_get_info()[0] // 2:
             return None
-        return rows.allocation(size, cached=setup != "pair")
+        return rows.allocation(size, cached)
     if row in STEPS:
-        return rows.training() if row == STEPS[0] else rows.inference()
+        return rows.training(cached) if row == STEPS[0] else rows.inference(cached)
     return rows.threads(LARGE if row == NINTH_THREAD else None)
 
 
