@@ -206,10 +206,9 @@ class Config:
     Parameters
     ----------
     threshold_gib : float
-        Requests of at least this many GiB go to the extended tier. In mode ``"managed"`` requests
-        of strictly less are prefetched to the device.
+        Requests of at least this many GiB go to the extended tier.
     device : "all", int, str, torch.device or a sequence of them
-        The devices it acts on. Kept as ``"all"`` or a sorted tuple of indices.
+        The devices whose requests it diverts by size, or spills; `place` acts on all. Kept as ``"all"`` or a sorted tuple of indices.
     mode : {"tiered", "managed"}
         ``"tiered"``: small in HBM, large extended. ``"managed"``: everything in managed memory.
     backing : {"managed", "device", "pinned", "numa", "split", "auto"}
@@ -220,7 +219,8 @@ class Config:
     accessed_by : tuple or list of {"device", "host"}
         Advice on managed memory: who keeps it mapped. Kept as a sorted tuple.
     prefetch : bool
-        Whether managed memory of requests below the threshold is prefetched to the device.
+        Whether managed memory of requests below the threshold (in mode ``"managed"``, in a
+        `place` block or a `mem_pool`) is prefetched to the device.
     limit_gib : float or None
         The most GiB of extended memory per device; None for no limit.
     device_fraction : float
@@ -229,7 +229,7 @@ class Config:
         Whether requests below the threshold that HBM cannot hold are served from host memory
         (backing ``"pinned"``, or ``"numa"`` if `backing` is or means that) instead of raising.
     host_reserve_gib : float or None
-        The GiB of host memory that must stay free; None for 5 % of host memory.
+        The GiB of host memory that must stay free, 0 for none; None for 5 % of host memory.
 
     Raises
     ------

@@ -56,7 +56,7 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
         those below 10 MiB with the backing ``"split"``, are not placed and have no tag. A block
         within this one has its own tag, or none.
     min_bytes : int
-        Smaller requests are placed as outside of all blocks.
+        Smaller requests are placed as outside of all blocks. 1 MiB by default.
 
     Raises
     ------
@@ -70,7 +70,8 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
     Of the current thread only: what a backward pass makes, in threads of autograd, is placed by
     the configuration. Blocks nest, and the one entered last counts. A block must not span a
     ``yield`` or ``await``: meanwhile it would place what other code of the thread makes. Tensors
-    keep their place when the block is left. Within a CUDA graph capture, or in a
+    keep their place when the block is left. It acts on every device, also on those that
+    `enable` was not given, and ``"device"`` is not spilled. Within a CUDA graph capture, or in a
     ``torch.cuda.MemPool`` of the user's, torch decides. May be used as a decorator, but not of
     generator functions or coroutine functions.
 

@@ -18,7 +18,8 @@ class TensorInfo:
     Parameters
     ----------
     tier : {"device", "extended"} or None
-        None if the storage has no bytes and so no memory.
+        ``"device"`` also for the backing ``"device"``, which `stats` counts with the extended
+        tier's. None if the storage has no bytes and so no memory.
     backing : str or None
         How its memory was had; None for torch's own in the device tier.
     device : int
@@ -198,7 +199,9 @@ def residency(tensor: torch.Tensor) -> Residency:
     Pages move on their own: kernels that still run may change the answer, so synchronise first.
     The sources are cudaPointerGetAttributes (CUDA Runtime API, "Unified Addressing") and
     move_pages(2), which without target nodes only reports. Managed pages on the host show there
-    when they are mapped for the CPU, which the advice ``accessed_by=("host",)`` sees to.
+    when they are mapped for the CPU, which the advice ``accessed_by=("host",)`` sees to. Of
+    memory in ``"numa"`` and ``"split"`` the kernel knows nothing, so all of it counts as unmapped:
+    ask ``info(tensor).on_device_bytes``.
     """
     require_cuda_tensor(tensor)
     size_bytes = span_bytes(tensor)

@@ -28,7 +28,7 @@ def check(path: Path) -> None:
         If the file is not a PNG in a folder that exists, or cannot be written.
     """
     if find_spec("matplotlib") is None:
-        raise ImportError("--plot needs matplotlib: pip install 'egm-alloc[plot]'")
+        raise ImportError("--plot needs matplotlib: pip install matplotlib")
     refusal = f"plot is '{path}'; allowed: a file FILE.png in a folder that exists"
     if path.suffix.lower() != ".png" or not path.parent.is_dir():
         raise ValueError(refusal)

@@ -243,7 +243,7 @@ def test_missing_matplotlib_is_one_sentence(
     assert main(["bench", *SMALL, "--plot", str(tmp_path / "bench.png")]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == ("egm-alloc bench: --plot needs matplotlib: pip install 'egm-alloc[plot]'\n")
+    assert err == ("egm-alloc bench: --plot needs matplotlib: pip install matplotlib\n")
 
 
 @pytest.mark.parametrize("name", ["bench.jpg", "missing/bench.png", "folder.png"])
