@@ -208,7 +208,8 @@ class Config:
     threshold_gib : float
         Requests of at least this many GiB go to the extended tier.
     device : "all", int, str, torch.device or a sequence of them
-        The devices whose requests it diverts by size, or spills; `place` acts on all. Kept as ``"all"`` or a sorted tuple of indices.
+        The devices whose requests it diverts by size, or spills; `place` acts on all. Kept as
+        ``"all"`` or a sorted tuple of indices.
     mode : {"tiered", "managed"}
         ``"tiered"``: small in HBM, large extended. ``"managed"``: everything in managed memory.
     backing : {"managed", "device", "pinned", "numa", "split", "auto"}
