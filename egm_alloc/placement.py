@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import itertools
+import numbers
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -72,7 +73,9 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
     ``yield`` or ``await``: meanwhile it would place what other code of the thread makes. Tensors
     keep their place when the block is left. It acts on every device, also on those that
     `enable` was not given, and ``"device"`` is not spilled. Within a CUDA graph capture, or in a
-    ``torch.cuda.MemPool`` of the user's, torch decides. May be used as a decorator, but not of
+    ``torch.cuda.MemPool`` of the user's, torch decides. Within a function that ``torch.compile``
+    compiles, a block ends the graph, and ``fullgraph=True`` refuses it; around a call of one it
+    places what the call makes. May be used as a decorator, but not of
     generator functions or coroutine functions.
 
     Examples
@@ -109,7 +112,8 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
             raise TypeError(f"tag is {tag!r}; allowed: a text, or None")
         if tag == "":
             raise ValueError("tag is ''; allowed: a text that is not empty, or None")
-        if isinstance(min_bytes, bool) or not isinstance(min_bytes, int):
+        given: object = min_bytes  # numpy's integers, too, whatever its type says
+        if isinstance(given, bool) or not isinstance(given, numbers.Integral):
             raise TypeError(f"min_bytes is {min_bytes!r}; allowed: a number of bytes from 0 up")
         if not 0 <= min_bytes < 1 << 63:
             raise ValueError(f"min_bytes is {min_bytes!r}; allowed: a number of bytes from 0 up")
@@ -117,7 +121,7 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
         self._device_fraction = device_fraction
         self._layout = layout or "spread"
         self._tag = 0 if tag is None else _number_of(tag)
-        self._min_bytes = min_bytes
+        self._min_bytes = int(min_bytes)
 
     def __call__(self, function: _Function) -> _Function:
         """Return a function each call of which is a block."""

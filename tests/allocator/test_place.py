@@ -7,6 +7,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -129,7 +130,7 @@ def test_smaller_requests_than_min_bytes_are_placed_as_outside() -> None:
     with egm_alloc.place("pinned", min_bytes=0):
         assert backing(block(1)) == "pinned"
         assert torch.empty(0, device="cuda").numel() == 0
-    with egm_alloc.place("pinned", min_bytes=GIB << 5):
+    with egm_alloc.place("pinned", min_bytes=np.int64(GIB << 5)):
         large = block(GIB)
         assert (tier(large), backing(large)) == ("extended", "managed")
 
@@ -226,6 +227,30 @@ def test_users_pool_decides_within_a_block() -> None:
     assert backing(beside) == "pinned"
     assert inside.data_ptr() in {segment["address"] for segment in pool.snapshot()}
     del inside, pool
+
+
+def test_compiled_function_with_a_block_places_as_uncompiled() -> None:
+    pinned = egm_alloc.place("pinned")
+
+    def work(elements: int) -> tuple[torch.Tensor, torch.Tensor]:
+        with pinned:
+            inside = torch.ones(elements, device="cuda") + 1
+        return inside, torch.ones(elements, device="cuda") + 1
+
+    compiled = torch.compile(work, backend="aot_eager")
+    for _ in range(2):  # compiles, and takes what it has compiled
+        assert [backing(tensor) for tensor in compiled(SIZE // 4)] == ["pinned", None]
+
+
+def test_block_places_what_a_compiled_function_makes() -> None:
+    def work(elements: int) -> torch.Tensor:
+        return torch.ones(elements, device="cuda") + 1
+
+    compiled = torch.compile(work, backend="aot_eager", fullgraph=True)
+    found = [backing(compiled(SIZE // 4))]
+    with egm_alloc.place("pinned"):
+        found.append(backing(compiled(SIZE // 4)))
+    assert found == [None, "pinned"]
 
 
 def test_graph_capture_decides_within_a_block() -> None:
