@@ -73,7 +73,7 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> str:
         raise TypeError(_refusal(name, value, allowed))
     if value not in choices:
         raise ValueError(_refusal(name, value, allowed))
-    return value
+    return choices[choices.index(value)]  # of an enumeration of texts its plain value
 
 
 def _check_mode(name: str, value: object) -> str:
@@ -92,7 +92,7 @@ def _check_preferred_location(name: str, value: object) -> str | None:
         raise TypeError(_refusal(name, value, allowed))
     if value not in LOCATIONS:
         raise ValueError(_refusal(name, value, allowed))
-    return value
+    return LOCATIONS[LOCATIONS.index(value)]
 
 
 def _check_accessed_by(name: str, value: object) -> tuple[str, ...]:
@@ -103,7 +103,7 @@ def _check_accessed_by(name: str, value: object) -> tuple[str, ...]:
         raise TypeError(_refusal(name, value, allowed))
     if len(set(value)) != len(value) or not set(value) <= set(LOCATIONS):
         raise ValueError(_refusal(name, value, allowed))
-    return tuple(sorted(value))
+    return tuple(location for location in LOCATIONS if location in value)
 
 
 def check_device_fraction(name: str, value: object) -> float:

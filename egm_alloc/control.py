@@ -44,6 +44,15 @@ _lock = threading.RLock()
 _config: Config | None = None  # of the last successful enable()
 
 
+def _forget_who_holds_the_lock() -> None:
+    global _lock  # noqa: PLW0603
+    _lock = threading.RLock()
+
+
+# A child that was forked while another thread had it would wait for that one for good.
+os.register_at_fork(after_in_child=_forget_who_holds_the_lock)
+
+
 def enable(
     *,
     threshold_gib: float | Keep = KEEP,
@@ -188,12 +197,17 @@ def get_config() -> Config:
     return from_environment() if config is None else config
 
 
-def _require_machine(config: Config, device_name: str) -> None:
+def require_caching() -> None:
+    """Raise RuntimeError if the environment turns torch's cache off, and its pools with it."""
     if "PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ:
         raise RuntimeError(
             "egm_alloc works inside torch's caching allocator, which "
             "PYTORCH_NO_CUDA_MEMORY_CACHING turns off: unset that variable"
         )
+
+
+def _require_machine(config: Config, device_name: str) -> None:
+    require_caching()
     count = machine.device_count()
     if count == 0:
         raise RuntimeError(f"egm_alloc needs a CUDA GPU: {machine.why_no_device()}")

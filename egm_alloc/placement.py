@@ -6,7 +6,6 @@ import contextlib
 import inspect
 import itertools
 import numbers
-import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar
@@ -19,21 +18,46 @@ MIN_BYTES = 1 << 20  # the smallest that a block places, unless it says otherwis
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-_tags: list[str] = [""]  # by number; number 0 is "no tag"
-_tags_lock = threading.Lock()
-_numbers = itertools.count()
+# The extension knows tags by numbers, which are this process's own; 0 is "no tag".
+_number_of_tag: dict[str, int] = {"": 0}
+_tag_of_number: dict[int, str] = {0: ""}
+_tag_numbers = itertools.count(1)
+_block_numbers = itertools.count()
 
 
 def _number_of(tag: str) -> int:
-    with _tags_lock:
-        if tag not in _tags:
-            _tags.append(tag)
-        return _tags.index(tag)
+    # No lock: a signal handler would wait for one that its own thread holds, a forked child for one
+    # that nobody holds any more. Who loses a race leaves a number unused.
+    number = _number_of_tag.get(tag)
+    if number is None:
+        number = next(_tag_numbers)
+        _tag_of_number[number] = tag
+        number = _number_of_tag.setdefault(tag, number)
+    return number
 
 
 def tag_name(number: int) -> str:
     """Return the tag of a number that the extension knows it by."""
-    return _tags[number]
+    return _tag_of_number[number]
+
+
+def _why_not_decorated(function: object) -> str | None:
+    """Return what of `function` keeps its work from running while it is called, if anything."""
+    if isinstance(function, type):
+        return "a class"
+    if isinstance(function, (staticmethod, classmethod)):
+        return f"a {type(function).__name__} (put the decorator below that one)"
+    if not callable(function):
+        return "which is not callable"
+    # What it wraps, too: that of contextlib.contextmanager runs when the call is over.
+    for called in (function, inspect.unwrap(function), type(function).__call__):
+        if inspect.isgeneratorfunction(called):
+            return "a generator function"
+        if inspect.iscoroutinefunction(called):
+            return "a coroutine function"
+        if inspect.isasyncgenfunction(called):
+            return "an async generator function"
+    return None
 
 
 class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
@@ -75,8 +99,8 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
     `enable` was not given, and ``"device"`` is not spilled. Within a CUDA graph capture, or in a
     ``torch.cuda.MemPool`` of the user's, torch decides. Within a function that ``torch.compile``
     compiles, a block ends the graph, and ``fullgraph=True`` refuses it; around a call of one it
-    places what the call makes. May be used as a decorator, but not of
-    generator functions or coroutine functions.
+    places what the call makes. May be used as a
+    decorator, but not of generator functions, coroutine functions or classes.
 
     Examples
     --------
@@ -117,27 +141,32 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
             raise TypeError(f"min_bytes is {min_bytes!r}; allowed: a number of bytes from 0 up")
         if not 0 <= min_bytes < 1 << 63:
             raise ValueError(f"min_bytes is {min_bytes!r}; allowed: a number of bytes from 0 up")
-        self._number = next(_numbers)
+        self._number = next(_block_numbers)
         self._device_fraction = device_fraction
         self._layout = layout or "spread"
-        self._tag = 0 if tag is None else _number_of(tag)
+        self._tag = _number_of(tag or "")
         self._min_bytes = int(min_bytes)
 
     def __call__(self, function: _Function) -> _Function:
         """Return a function each call of which is a block."""
-        # Called, these only make an object, which runs when the block is over.
-        for kind, is_one in (
-            ("a generator function", inspect.isgeneratorfunction),
-            ("a coroutine function", inspect.iscoroutinefunction),
-            ("an async generator function", inspect.isasyncgenfunction),
-        ):
-            if is_one(function):
-                name = getattr(function, "__qualname__", repr(function))
-                raise TypeError(
-                    f"place() decorates {name}, {kind}; allowed: an ordinary function "
-                    "(within it use with blocks that contain no yield and no await)"
-                )
+        kind = _why_not_decorated(function)
+        if kind is not None:
+            name = getattr(function, "__qualname__", repr(function))
+            raise TypeError(
+                f"place() decorates {name}, {kind}; allowed: an ordinary function "
+                "(within it use with blocks that contain no yield and no await)"
+            )
         return super().__call__(function)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy, in another process perhaps, is made from."""
+        return {**self.__dict__, "_tag": tag_name(self._tag)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become a copy: with the tag's number in this process, and a block of its own."""
+        self.__dict__.update(state)
+        self._tag = _number_of(state["_tag"])
+        self._number = next(_block_numbers)
 
     def __enter__(self) -> place:
         """Begin to place what this thread makes."""

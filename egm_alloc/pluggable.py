@@ -8,6 +8,7 @@ import os
 import torch
 
 from egm_alloc import _C
+from egm_alloc.control import require_caching
 
 
 @functools.cache
@@ -53,6 +54,8 @@ def mem_pool(**options: bool) -> torch.cuda.MemPool:
     ------
     TypeError
         If this torch's MemPool does not know a keyword.
+    RuntimeError
+        If ``PYTORCH_NO_CUDA_MEMORY_CACHING`` is set: torch then ignores pools.
 
     Examples
     --------
@@ -60,6 +63,7 @@ def mem_pool(**options: bool) -> torch.cuda.MemPool:
     >>> with torch.cuda.use_mem_pool(pool):
     ...     cache = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     """
+    require_caching()
     return torch.cuda.MemPool(_pair().allocator(), **options)
 
 

@@ -150,7 +150,8 @@ def break_even_link(
     -------
     float or None
         Bytes per second; None if the host's part holds no more sequences than HBM does alone, or
-        HBM not a single one, so that there is nothing to compare.
+        HBM not a single one, so that there is nothing to compare, or if one of the two is faster
+        over any link.
     """
     waiting = forecast(machine, load, kv_hbm_bytes, 0)
     extended = forecast(machine, load, kv_hbm_bytes, kv_host_bytes)
@@ -166,7 +167,7 @@ def break_even_link(
         )
 
     low, high = 1e6, 1e15
-    if not is_faster(high):
+    if not is_faster(high) or is_faster(low):
         return None
     for _ in range(60):
         middle = math.sqrt(low * high)

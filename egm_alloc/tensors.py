@@ -86,6 +86,10 @@ def require_cuda_tensor(tensor: torch.Tensor) -> None:
         raise TypeError(f"tensor is a {type(tensor).__name__}; allowed: a torch.Tensor")
     if tensor.device.type != "cuda":
         raise ValueError(f"tensor is on {tensor.device}; allowed: a tensor on a CUDA device")
+    if tensor.is_nested:
+        raise ValueError(
+            "tensor is a nested tensor; allowed: one that is not (ask about those of its unbind())"
+        )
     if tensor.layout != torch.strided:
         raise ValueError(
             f"tensor has the layout {tensor.layout}; allowed: torch.strided "
@@ -108,13 +112,20 @@ def _has_memory(tensor: torch.Tensor) -> bool:
 
 
 def span_bytes(tensor: torch.Tensor) -> int:
-    """Return the bytes from a tensor's first element to the end of its last; 0 without any."""
-    if tensor.numel() == 0 or tensor.untyped_storage().nbytes() == 0:  # FSDP resizes it to 0
+    """Return the bytes from a tensor's first element to the end of its last; 0 without any.
+
+    No more than its storage has: ``untyped_storage().resize_()`` leaves the shape as it was. FSDP
+    resizes it to 0.
+    """
+    storage_bytes = tensor.untyped_storage().nbytes()
+    if tensor.numel() == 0 or storage_bytes == 0:
         return 0
     last = sum(
         (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
     )
-    return (last + 1) * tensor.element_size()
+    size = tensor.element_size()
+    behind = storage_bytes - int(tensor.storage_offset()) * size
+    return max(0, min((last + 1) * size, behind))
 
 
 def info(tensor: torch.Tensor) -> TensorInfo:

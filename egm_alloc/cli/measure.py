@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import statistics
 import time
@@ -107,10 +108,10 @@ def check_room(size_bytes: int, kinds: Sequence[str], device: int) -> None:
     for kind in kinds:
         for share, (free, name) in shares[kind]:
             if size_bytes * share > free / 2:
+                most = math.floor(free / 2 / share / _GIB * 1000) / 1000
                 raise ValueError(
-                    f"size_gib is {size_bytes / _GIB:g}; allowed: at most "
-                    f"{free / 2 / share / _GIB:.3f} with the kind {kind!r} "
-                    f"(half of the {free / _GIB:.2f} GiB of {name})"
+                    f"size_gib is {size_bytes / _GIB:g}; allowed: at most {most:.3f} with the kind "
+                    f"{kind!r} (half of the {free / _GIB:.2f} GiB of {name})"
                 )
 
 

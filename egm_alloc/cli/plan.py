@@ -13,6 +13,7 @@ import torch
 from egm_alloc.cli.measure import check_room, measure, seconds
 from egm_alloc.cli.text import wrapped
 from egm_alloc.control import enable, is_enabled
+from egm_alloc.diagnosis import diagnose_device
 from egm_alloc.serving import Forecast, Load, Machine, break_even_link, forecast
 from egm_alloc.stats import format_table
 
@@ -193,6 +194,7 @@ def _machine(options: argparse.Namespace) -> tuple[Machine, bool]:
         if not torch.cuda.is_available():
             raise RuntimeError("there is no GPU to measure")
         tflops = _measure_tflops()
+        simulated = diagnose_device(torch.cuda.current_device()).simulated
     step, sequence = options.step_overhead_ms / 1e3, options.sequence_overhead_us / 1e6
     return Machine(hbm * 1e9, link * 1e9, tflops * 1e12, step, sequence), simulated
 

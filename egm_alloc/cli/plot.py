@@ -32,6 +32,7 @@ def check(path: Path) -> None:
     refusal = f"plot is '{path}'; allowed: a file FILE.png in a folder that exists"
     if path.suffix.lower() != ".png" or not path.parent.is_dir():
         raise ValueError(refusal)
+    path = path.resolve()  # of a link, what it leads to
     is_new = not path.exists()
     try:
         path.open("ab").close()

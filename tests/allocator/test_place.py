@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import functools
 import math
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -14,7 +16,7 @@ import torch
 import egm_alloc
 from egm_alloc.config import BACKINGS
 from tests.allocator.conftest import GIB, MIB, Background, block, tier
-from tests.simulator import sim
+from tests.simulator import run_script, sim
 
 pytestmark = pytest.mark.simulated
 
@@ -86,6 +88,22 @@ def test_function_that_does_not_run_when_it_is_called_is_not_decorated() -> None
     for function, kind in refused:
         with pytest.raises(TypeError, match=rf"^place\(\) decorates .*, {kind}; allowed: "):
             egm_alloc.place("pinned")(function)
+
+    class CallableGenerator:
+        def __call__(self) -> Iterator[torch.Tensor]:
+            yield block(SIZE)
+
+    others: list[tuple[Any, str]] = [
+        (CallableGenerator(), "a generator function"),
+        (contextlib.contextmanager(generator), "a generator function"),
+        (staticmethod(generator), r"a staticmethod \(put the decorator below that one\)"),
+        (classmethod(lambda _: block(SIZE)), r"a classmethod \(put the decorator below that one\)"),
+        (CallableGenerator, "a class"),
+        (5, "which is not callable"),
+    ]
+    for what, kind in others:
+        with pytest.raises(TypeError, match=rf"^place\(\) decorates .*, {kind}; allowed: "):
+            egm_alloc.place("pinned")(what)
     with pytest.raises(TypeError, match=r"\.generator, a generator function"):
         egm_alloc.place("pinned")(generator)
 
@@ -185,6 +203,60 @@ def test_tags_share_no_memory() -> None:
         assert block(SIZE).data_ptr() != address
     with egm_alloc.place("pinned", tag="one"):
         assert block(SIZE).data_ptr() == address
+
+
+def test_place_may_go_to_another_process() -> None:
+    sent = run_script(
+        """
+import pickle, egm_alloc
+print(pickle.dumps(egm_alloc.place("split", device_fraction=0.25, tag="optimizer")).hex())
+"""
+    ).stdout
+    result = run_script(
+        f"""
+import pickle, torch, egm_alloc
+own = egm_alloc.place("pinned", tag="another")
+received = pickle.loads(bytes.fromhex({sent.strip()!r}))
+own.__enter__()
+received.__enter__()
+own.__exit__(None, None, None)  # not the one that came last
+tensor = torch.zeros(1 << 24, device="cuda")
+received.__exit__(None, None, None)
+info = egm_alloc.info(tensor)
+print(info.backing, info.tag, info.on_device_bytes, list(egm_alloc.stats().tags))
+"""
+    )
+    assert result.stdout == "split optimizer 16777216 ['optimizer']\n"
+
+
+def test_signal_handler_may_place_what_it_makes() -> None:
+    result = run_script(
+        """
+import egm_alloc
+class Tag(str):
+    # What runs in the midst of the look for the tag, as a signal handler may.
+    def __hash__(self):
+        egm_alloc.place("pinned", tag="handler")
+        return super().__hash__()
+    def __eq__(self, other):
+        egm_alloc.place("pinned", tag="handler")
+        return super().__eq__(other)
+egm_alloc.place("pinned", tag="first")
+egm_alloc.place("pinned", tag=Tag("second"))
+print("placed")
+""",
+        timeout=30,
+    )
+    assert result.stdout == "placed\n"
+
+
+def test_enumerations_of_texts_are_texts() -> None:
+    class Kind(str, enum.Enum):
+        PINNED = "pinned"
+
+    with egm_alloc.place(Kind.PINNED):
+        tensor = block(SIZE)
+    assert backing(tensor) == "pinned"
 
 
 def test_device_context_of_torch_makes_placed_tensors() -> None:

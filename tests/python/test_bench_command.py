@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,15 @@ def test_carve_out_is_what_mapped_memory_is_measured_in(monkeypatch: pytest.Monk
         check_room(8 * GIB, ["pinned"], 0)
 
 
+def test_size_that_a_refusal_allows_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_host(monkeypatch, available_bytes=14_001_000_000)
+    with pytest.raises(ValueError, match="at most") as refused:
+        check_room(8 * GIB, ["pinned"], 0)
+    (most,) = re.findall(r"at most ([\d.]+) with", str(refused.value))
+    check_room(int(float(most) * GIB), ["pinned"], 0)
+    assert float(most) > 6.5
+
+
 def test_refusal_is_a_sentence_and_allocates_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +254,15 @@ def test_missing_matplotlib_is_one_sentence(
     out, err = capsys.readouterr()
     assert out == ""
     assert err == ("egm-alloc bench: --plot needs matplotlib: pip install matplotlib\n")
+
+
+def test_plot_goes_where_a_link_leads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(plot, "find_spec", lambda _: object())
+    link = tmp_path / "link.png"
+    link.symlink_to("target.png")
+    plot.check(link)
+    assert link.is_symlink()
+    assert not link.exists()  # nothing was left there
 
 
 @pytest.mark.parametrize("name", ["bench.jpg", "missing/bench.png", "folder.png"])

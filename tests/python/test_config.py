@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 import math
 from fractions import Fraction
 from typing import Any
@@ -141,3 +142,20 @@ def test_no_value_raises_anything_else(value: Any, field: str) -> None:
 def test_tiny_threshold_is_one_byte() -> None:
     assert Config(threshold_gib=1e-300).threshold_bytes == 1
     assert math.isfinite(Config(threshold_gib=1e-300).threshold_gib)
+
+
+def test_enumerations_of_texts_are_kept_as_texts() -> None:
+    class Word(str, enum.Enum):
+        TIERED = "tiered"
+        PINNED = "pinned"
+        HOST = "host"
+
+    config = Config(
+        mode=Word.TIERED,
+        backing=Word.PINNED,
+        preferred_location=Word.HOST,
+        accessed_by=(Word.HOST,),
+    )
+    kept = (config.mode, config.backing, config.preferred_location, *config.accessed_by)
+    assert kept == ("tiered", "pinned", "host", "host")
+    assert {type(word) for word in kept} == {str}

@@ -173,3 +173,35 @@ def test_bad_argument_is_told_before_a_missing_gpu(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(machine, "device_count", lambda: 0)
     with pytest.raises(ValueError, match=r"^mode is "):
         egm_alloc.enable(mode="fast")
+
+
+@pytest.mark.simulated
+def test_child_forked_while_another_thread_enables_can_enable() -> None:
+    result = run_script(
+        """
+import os, signal, threading, egm_alloc
+from egm_alloc import machine
+inside, go_on = threading.Event(), threading.Event()
+count = machine.device_count
+def slow_count():
+    inside.set()
+    go_on.wait()
+    return count()
+machine.device_count = slow_count
+thread = threading.Thread(target=egm_alloc.enable, kwargs={"threshold_gib": 1})
+thread.start()
+inside.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)  # ends a child that hangs
+    machine.device_count = count
+    egm_alloc.enable(threshold_gib=2)
+    os._exit(0 if egm_alloc.get_config().threshold_gib == 2 else 1)
+print("ended with", os.waitpid(child, 0)[1])
+go_on.set()
+thread.join()
+print(egm_alloc.get_config().threshold_gib)
+""",
+        env={"EGM_ALLOC_AUTO_ENABLE": "0"},
+    )
+    assert result.stdout == "ended with 0\n1.0\n"

@@ -185,3 +185,22 @@ def test_given_speeds_need_no_gpu_and_missing_ones_do() -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("egm-alloc plan: egm_alloc needs a CUDA GPU")
     assert "nothing is measured if --hbm-gb-s, --link-gb-s and --tflops are given" in done.stderr
+
+
+@pytest.mark.simulated
+def test_arithmetic_that_is_simulated_is_said_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *WHAT, "--hbm-gb-s", "3000", "--link-gb-s", "50", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["simulated"] is True
+
+
+def test_no_link_is_named_where_one_way_is_faster_over_any() -> None:
+    load = Load(
+        weights_hbm_bytes=0,
+        weights_host_bytes=10 * GIB,
+        bytes_per_weight=2,
+        kv_bytes_per_token=128 << 10,
+        sequences=64,
+        prompt_tokens=1000,
+        output_tokens=500,
+    )
+    assert break_even_link(H200, load, 5 * GIB, 100 * GIB) is None

@@ -33,6 +33,13 @@ def test_pool_takes_torchs_options_and_no_others() -> None:
 
 
 @pytest.mark.simulated
+def test_pool_that_torch_would_ignore_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
+    with pytest.raises(RuntimeError, match="PYTORCH_NO_CUDA_MEMORY_CACHING turns off"):
+        egm_alloc.mem_pool()
+
+
+@pytest.mark.simulated
 def test_pair_replaces_torchs_allocator() -> None:
     result = run_script(
         """

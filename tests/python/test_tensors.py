@@ -142,3 +142,30 @@ def test_memory_that_is_not_managed_has_no_advice(kind: str) -> None:
         info = egm_alloc.info(block(32 * MIB))
     assert info.backing == kind
     assert (info.preferred_location, info.accessed_by) == (None, ())
+
+
+@pytest.mark.simulated
+def test_storage_smaller_than_the_shape_ends_what_is_looked_at() -> None:
+    egm_alloc.enable(mode="managed")
+    tensor = block(8 * MIB)
+    neighbour = tensor[2 * MIB :]  # keeps nothing: the storage below is another
+    tensor.untyped_storage().resize_(2 * MIB)
+    behind = block(2 * MIB)
+    for view, seen in ((tensor, 2 * MIB), (neighbour, 0)):
+        residency = egm_alloc.residency(view)
+        assert residency.host_bytes + residency.unmapped_bytes == seen
+    egm_alloc.prefetch(behind, "device")
+    before = egm_alloc.residency(behind)
+    egm_alloc.prefetch(tensor, "host")
+    assert egm_alloc.residency(behind) == before
+
+
+@pytest.mark.simulated
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("function", [egm_alloc.info, egm_alloc.residency])
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensor_is_refused(function: Any, layout: torch.layout) -> None:
+    parts = [torch.ones(4, device="cuda"), torch.ones(8, device="cuda")]
+    nested = torch.nested.nested_tensor(parts, layout=layout)
+    with pytest.raises(ValueError, match=r"^tensor is a nested tensor; allowed: .* unbind\(\)"):
+        function(nested)
