@@ -116,7 +116,10 @@ def _transformer() -> nn.Module:
 
 
 def training(cached: bool) -> Batch:
-    """Time a training step: batch 8, 512 tokens, width 1024, 8 layers, bfloat16 autocast."""
+    """Time a training step: batch 8, 512 tokens, width 1024, 8 layers, bfloat16 autocast.
+
+    As with `allocation`, few repeats if nothing caches its memory.
+    """
     model = _transformer()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     data = torch.randn(8, 512, _WIDTH, device="cuda")
@@ -133,7 +136,10 @@ def training(cached: bool) -> Batch:
 
 
 def inference(cached: bool) -> Batch:
-    """Time an inference step: batch 1, 128 tokens, width 1024, 8 layers, bfloat16."""
+    """Time an inference step: batch 1, 128 tokens, width 1024, 8 layers, bfloat16.
+
+    As with `allocation`, few repeats if nothing caches its memory.
+    """
     model = _transformer().to(torch.bfloat16)  # not eval(): that takes another, fused path
     data = torch.randn(1, 128, _WIDTH, device="cuda", dtype=torch.bfloat16)
 

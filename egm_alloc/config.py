@@ -67,32 +67,51 @@ def _check_host_reserve(name: str, value: object) -> float | None:
     return _check_gib(name, value, ", 0 for none, or None for 5 % of host memory")
 
 
-def _check_choice(name: str, value: object, choices: Sequence[str]) -> str:
-    allowed = ", ".join(repr(choice) for choice in choices)
+def check_choice(name: str, value: object, choices: Sequence[str], allowed: str = "") -> str:
+    """Return one of some texts, as a plain one where it is of an enumeration of texts.
+
+    Parameters
+    ----------
+    name : str
+        What the error calls it.
+    value : object
+        One of `choices`.
+    choices : sequence of str
+        The texts.
+    allowed : str, optional
+        What the error says is allowed; by default all choices.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    TypeError
+        If `value` is not a text.
+    ValueError
+        If it is none of `choices`.
+    """
+    allowed = allowed or ", ".join(repr(choice) for choice in choices)
     if not isinstance(value, str):
         raise TypeError(_refusal(name, value, allowed))
     if value not in choices:
         raise ValueError(_refusal(name, value, allowed))
-    return choices[choices.index(value)]  # of an enumeration of texts its plain value
+    return choices[choices.index(value)]
 
 
 def _check_mode(name: str, value: object) -> str:
-    return _check_choice(name, value, MODES)
+    return check_choice(name, value, MODES)
 
 
 def _check_backing(name: str, value: object) -> str:
-    return _check_choice(name, value, BACKING_CHOICES)
+    return check_choice(name, value, BACKING_CHOICES)
 
 
 def _check_preferred_location(name: str, value: object) -> str | None:
     if value is None:
         return None
-    allowed = "'device', 'host' or None"
-    if not isinstance(value, str):
-        raise TypeError(_refusal(name, value, allowed))
-    if value not in LOCATIONS:
-        raise ValueError(_refusal(name, value, allowed))
-    return LOCATIONS[LOCATIONS.index(value)]
+    return check_choice(name, value, LOCATIONS, "'device', 'host' or None")
 
 
 def _check_accessed_by(name: str, value: object) -> tuple[str, ...]:

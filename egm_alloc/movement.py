@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from egm_alloc import _C
-from egm_alloc.config import LOCATIONS, check_device_fraction, check_field
+from egm_alloc.config import LOCATIONS, check_choice, check_device_fraction, check_field
 from egm_alloc.control import KEEP, Keep
 from egm_alloc.tensors import TensorInfo, info, span_bytes
 
@@ -59,10 +59,7 @@ def prefetch(tensor: torch.Tensor, location: str, stream: torch.cuda.Stream | No
     >>> egm_alloc.prefetch(cache, "host")
     """
     found = _require_backing(tensor, ("managed",), "other memory does not move by pages")
-    if not isinstance(location, str):
-        raise TypeError(f"location is {location!r}; allowed: 'device' or 'host'")
-    if location not in LOCATIONS:
-        raise ValueError(f"location is {location!r}; allowed: 'device' or 'host'")
+    location = check_choice("location", location, LOCATIONS, "'device' or 'host'")
     if stream is not None and not isinstance(stream, torch.cuda.Stream):
         raise TypeError(f"stream is {stream!r}; allowed: a torch.cuda.Stream, or None")
     if tensor.numel() == 0:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from egm_alloc import _C
-from egm_alloc.config import check_device_fraction, check_field
+from egm_alloc.config import check_choice, check_device_fraction, check_field
 from egm_alloc.control import get_config, is_enabled
 
 MIN_BYTES = 1 << 20  # the smallest that a block places, unless it says otherwise
@@ -42,7 +42,7 @@ def tag_name(number: int) -> str:
 
 
 def _why_not_decorated(function: object) -> str | None:
-    """Return what of `function` keeps its work from running while it is called, if anything."""
+    """Return what keeps a function's work from running within its call, or None."""
     if isinstance(function, type):
         return "a class"
     if isinstance(function, (staticmethod, classmethod)):
@@ -99,8 +99,8 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
     `enable` was not given, and ``"device"`` is not spilled. Within a CUDA graph capture, or in a
     ``torch.cuda.MemPool`` of the user's, torch decides. Within a function that ``torch.compile``
     compiles, a block ends the graph, and ``fullgraph=True`` refuses it; around a call of one it
-    places what the call makes. May be used as a
-    decorator, but not of generator functions, coroutine functions or classes.
+    places what the call makes. May be used as a decorator, but not of generator functions,
+    coroutine functions or classes.
 
     Examples
     --------
@@ -126,10 +126,7 @@ class place(contextlib.ContextDecorator):  # noqa: N801 - used like a function
                     "'split'"
                 )
         if layout is not None:
-            if not isinstance(layout, str):
-                raise TypeError(f"layout is {layout!r}; allowed: 'spread' or 'head'")
-            if layout not in ("spread", "head"):
-                raise ValueError(f"layout is {layout!r}; allowed: 'spread' or 'head'")
+            layout = check_choice("layout", layout, ("spread", "head"), "'spread' or 'head'")
             if backing != "split":
                 raise ValueError(f"layout is {layout!r}; allowed: only with the backing 'split'")
         if tag is not None and not isinstance(tag, str):

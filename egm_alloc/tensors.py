@@ -117,14 +117,13 @@ def span_bytes(tensor: torch.Tensor) -> int:
     No more than its storage has: ``untyped_storage().resize_()`` leaves the shape as it was. FSDP
     resizes it to 0.
     """
-    storage_bytes = tensor.untyped_storage().nbytes()
-    if tensor.numel() == 0 or storage_bytes == 0:
+    if tensor.numel() == 0:
         return 0
     last = sum(
         (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
     )
     size = tensor.element_size()
-    behind = storage_bytes - int(tensor.storage_offset()) * size
+    behind = tensor.untyped_storage().nbytes() - int(tensor.storage_offset()) * size
     return max(0, min((last + 1) * size, behind))
 
 

@@ -177,14 +177,13 @@ def run(options: argparse.Namespace) -> int:
 
 def _machine(options: argparse.Namespace) -> tuple[Machine, bool]:
     hbm, link, tflops = options.hbm_gb_s, options.link_gb_s, options.tflops
-    simulated = False
+    measures = None in (hbm, link, tflops)
     if hbm is None or link is None:
         if not is_enabled():
             enable()
         kinds = ("device", "pinned")
         check_room(_SAMPLE_BYTES, kinds, 0)
         report = measure(_SAMPLE_BYTES, kinds, 0)
-        simulated = report.simulated
         for row in report.rows:
             if row.read_gb_per_s is None:
                 raise RuntimeError(f"{row.kind} memory could not be measured: {row.missing}")
@@ -194,8 +193,8 @@ def _machine(options: argparse.Namespace) -> tuple[Machine, bool]:
         if not torch.cuda.is_available():
             raise RuntimeError("there is no GPU to measure")
         tflops = _measure_tflops()
-        simulated = diagnose_device(torch.cuda.current_device()).simulated
     step, sequence = options.step_overhead_ms / 1e3, options.sequence_overhead_us / 1e6
+    simulated = measures and diagnose_device(0).simulated
     return Machine(hbm * 1e9, link * 1e9, tflops * 1e12, step, sequence), simulated
 
 
