@@ -87,7 +87,10 @@ def test_rounds_start_every_process_anew(
             self.setup = setup
             started.append(setup)
 
-        def batch(self, row: str) -> float:
+        def ask(self, row: str) -> None:
+            pass
+
+        def answer(self) -> float:
             return 1e-6 * len(started)  # the same for all of a round
 
         def end(self) -> None:
@@ -105,6 +108,11 @@ def test_rounds_start_every_process_anew(
     first = 1e-6 * len(SETUPS)
     assert native["seconds"] == pytest.approx([first] * 3 + [2 * first] * 3)
     assert "medians of 2 rounds of 3 turns" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["benchmarks", *arguments[:5], "inference", *arguments[6:]])
+    benchmarks.main()
+    turns = {m["setup"]: len(m["seconds"]) for m in json.loads(file.read_text())}
+    assert turns.pop("pair") == 2 * 3
+    assert set(turns.values()) == {2 * 3 * benchmarks.STEP_TURNS}
     for wrong in (["--rounds", "0"], ["--pair", str(tmp_path / "missing.so")]):
         monkeypatch.setattr("sys.argv", ["benchmarks", *wrong])
         with pytest.raises(SystemExit):
