@@ -51,10 +51,6 @@ void Ledger::mapped_in_hbm_changed(DeviceIndex device, Bytes before, Bytes after
   sum = sum - before + after;
 }
 
-void Ledger::request_served(DeviceIndex device, BackingKind backing) {
-  served_.at(device).at(static_cast<size_t>(backing)).fetch_add(1, std::memory_order_relaxed);
-}
-
 void Ledger::pair_allocated(DeviceIndex device, BackingKind backing, Bytes size) {
   change(device, backing, [&](BackingCounters& c) {
     ++c.pair_mallocs;

@@ -42,7 +42,9 @@ class Ledger {
   // What mapped memory (numa, split) has in HBM, within `reserved`.
   void mapped_in_hbm_changed(DeviceIndex device, Bytes before, Bytes after);
 
-  void request_served(DeviceIndex device, BackingKind backing);
+  void request_served(DeviceIndex device, BackingKind backing) {
+    served_.at(device).at(static_cast<size_t>(backing)).fetch_add(1, std::memory_order_relaxed);
+  }
   void pair_allocated(DeviceIndex device, BackingKind backing, Bytes size);
   void pair_freed(DeviceIndex device, BackingKind backing, Bytes size);
   void prefetched(DeviceIndex device, BackingKind backing, bool failed);

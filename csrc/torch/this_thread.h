@@ -31,7 +31,10 @@ struct ThisThread {
 
 inline ThisThread& this_thread() {
   thread_local ThisThread state;
-  return state;
+  // Hidden where it comes from: GCC would look it up at each use rather than keep it.
+  ThisThread* found = &state;
+  asm("" : "+r"(found));
+  return *found;
 }
 
 }  // namespace egm

@@ -54,42 +54,70 @@ void TieredAllocator::stop_recordings() {
 // recordStream (and from then on none is left open), emptyCache, checkpoints, recordings of others,
 // switching off. What no open recording has claimed is given up and diverted the long way.
 
+// Note [Hot path]
+// ~~~~~~~~~~~~~~~
+// In a program most code is cold whenever torch asks for memory, so what a request costs goes by
+// the cache lines it touches more than by its instructions. Hence serve() and serve_from_hbm() are
+// small, the flags they look at lie side by side, and all else is in functions of its own.
+
 // `stream`: the request's, or nothing for the current one.
 template <typename AskNative>
 TieredAllocator::Answer<AskNative> TieredAllocator::serve(size_t nbytes,
                                                           std::optional<cudaStream_t> stream,
                                                           const AskNative& ask_native) {
   ThisThread& thread = this_thread();
-  if (C10_UNLIKELY(thread.gates_held != 0)) {
+  if (C10_LIKELY(thread.gates_held == 0 && thread.place == nullptr)) {
+    if (C10_LIKELY(nbytes < divert_from_.load(std::memory_order_relaxed))) {
+      return serve_from_hbm(thread, nbytes, stream, ask_native);
+    }
+    if (nbytes < open_below_.load(std::memory_order_relaxed)) {
+      return serve_open(thread, nbytes, stream, ask_native);
+    }
+  }
+  return serve_any(thread, nbytes, stream, ask_native);
+}
+
+// See Note [Open recordings].
+template <typename AskNative>
+C10_NOINLINE TieredAllocator::Answer<AskNative> TieredAllocator::serve_open(
+    ThisThread& thread, size_t nbytes, std::optional<cudaStream_t> stream,
+    const AskNative& ask_native) {
+  Diversion diversion;
+  diversion.nbytes = nbytes;
+  try {
+    auto served = [&] {
+      QuietScope quiet(thread, true);
+      DiversionScope scope(thread, diversion);
+      return ask_native();
+    }();
+    if (C10_LIKELY(diversion.claimed_on >= 0)) {
+      state().ledger.request_served(diversion.claimed_on, BackingKind::kManaged);
+      if (C10_UNLIKELY(diversion.missed)) {
+        warn_or_give_up(served, [&] { after_open_miss(diversion); });
+      }
+      return served;
+    }
+    // Until one is open again, the long way only.
+    open_below_.store(0, std::memory_order_relaxed);
+    give_up(served);
+  } catch (const c10::OutOfMemoryError&) {
+    ++device(c10::cuda::current_device()).quiet_failures;
+  }
+  return serve_any(thread, nbytes, stream, ask_native);
+}
+
+// The long way, for requests of any kind.
+template <typename AskNative>
+C10_NOINLINE TieredAllocator::Answer<AskNative> TieredAllocator::serve_any(
+    ThisThread& thread, size_t nbytes, std::optional<cudaStream_t> stream,
+    const AskNative& ask_native) {
+  if (thread.gates_held != 0) {
     PassByScope pass_by(thread.diversion);
     return ask_native();
   }
   const bool placed = thread.place != nullptr && started();
-  if (C10_LIKELY(nbytes < divert_from_.load(std::memory_order_relaxed) && !placed)) {
+  if (!placed && nbytes < divert_from_.load(std::memory_order_relaxed)) {
     return serve_from_hbm(thread, nbytes, stream, ask_native);
-  }
-  if (!placed && nbytes < open_below_.load(std::memory_order_relaxed)) {
-    Diversion diversion;
-    diversion.nbytes = nbytes;
-    try {
-      auto served = [&] {
-        QuietScope quiet(thread, true);
-        DiversionScope scope(thread, diversion);
-        return ask_native();
-      }();
-      if (C10_LIKELY(diversion.claimed_on >= 0)) {
-        state().ledger.request_served(diversion.claimed_on, BackingKind::kManaged);
-        if (C10_UNLIKELY(diversion.missed)) {
-          warn_or_give_up(served, [&] { after_open_miss(diversion); });
-        }
-        return served;
-      }
-      // Until one is open again, the long way only.
-      open_below_.store(0, std::memory_order_relaxed);
-      give_up(served);
-    } catch (const c10::OutOfMemoryError&) {
-      ++device(c10::cuda::current_device()).quiet_failures;
-    }
   }
   const Config& config = state().config.get();
   const Request request{Bytes(nbytes), c10::cuda::current_device()};
@@ -142,26 +170,48 @@ cudaStream_t TieredAllocator::stream_of(int index, std::optional<cudaStream_t> s
 // segments of ours may be plain device memory, so once anything was diverted a request that runs
 // out of memory is tried again without either. What HBM then cannot hold is spilled.
 template <typename AskNative>
-TieredAllocator::Answer<AskNative> TieredAllocator::serve_from_hbm(
+C10_ALWAYS_INLINE TieredAllocator::Answer<AskNative> TieredAllocator::serve_from_hbm(
     ThisThread& thread, size_t nbytes, std::optional<cudaStream_t> stream,
     const AskNative& ask_native) {
-  const bool again = diverted_before_.load(std::memory_order_relaxed);
-  if (!again && !spills_.load(std::memory_order_relaxed)) return ask_native();
-  const bool claimed = user_recordings_.load(std::memory_order_relaxed) != 0 &&
-                       claimed_by_user(c10::cuda::current_device(), stream);
+  const bool may_retry =
+      diverted_before_.load(std::memory_order_relaxed) || spills_.load(std::memory_order_relaxed);
+  if (C10_UNLIKELY(user_recordings_.load(std::memory_order_relaxed) != 0) && may_retry &&
+      claimed_by_user(c10::cuda::current_device(), stream)) {
+    return serve_claimed(thread, ask_native);
+  }
   try {
-    QuietScope scope(thread, !claimed);
+    QuietScope scope(thread, may_retry);
     auto served = ask_native();
     if (C10_UNLIKELY(holds_spilled_.load(std::memory_order_relaxed))) after_spill();
     return served;
-  } catch (c10::OutOfMemoryError& error) {
-    const auto index = c10::cuda::current_device();
-    if (claimed) {
-      error.add_context(describe_tiers(index, ""));
-      throw;
-    }
-    ++device(index).quiet_failures;
+  } catch (const c10::OutOfMemoryError&) {
+    if (!may_retry) throw;
   }
+  return serve_without_room(thread, nbytes, stream, ask_native);
+}
+
+// It is for a pool of the user's, or a capture.
+template <typename AskNative>
+C10_NOINLINE TieredAllocator::Answer<AskNative> TieredAllocator::serve_claimed(
+    ThisThread& thread, const AskNative& ask_native) {
+  try {
+    QuietScope scope(thread, false);
+    auto served = ask_native();
+    if (holds_spilled_.load(std::memory_order_relaxed)) after_spill();
+    return served;
+  } catch (c10::OutOfMemoryError& error) {
+    error.add_context(describe_tiers(c10::cuda::current_device(), ""));
+    throw;
+  }
+}
+
+// HBM ran out of memory, which nobody was told yet.
+template <typename AskNative>
+C10_NOINLINE TieredAllocator::Answer<AskNative> TieredAllocator::serve_without_room(
+    ThisThread& thread, size_t nbytes, std::optional<cudaStream_t> stream,
+    const AskNative& ask_native) {
+  const bool again = diverted_before_.load(std::memory_order_relaxed);
+  ++device(c10::cuda::current_device()).quiet_failures;
   const Config& config = state().config.get();
   const Request request{Bytes(nbytes), c10::cuda::current_device()};
   const auto spill = spills_ && target()->isEnabled()

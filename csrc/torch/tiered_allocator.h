@@ -124,8 +124,20 @@ class TieredAllocator final : public DelegatingAllocator {
   Answer<AskNative> serve(size_t nbytes, std::optional<cudaStream_t> stream,
                           const AskNative& ask_native);
   template <typename AskNative>
+  Answer<AskNative> serve_open(ThisThread& thread, size_t nbytes,
+                               std::optional<cudaStream_t> stream, const AskNative& ask_native);
+  template <typename AskNative>
+  Answer<AskNative> serve_any(ThisThread& thread, size_t nbytes, std::optional<cudaStream_t> stream,
+                              const AskNative& ask_native);
+  template <typename AskNative>
   Answer<AskNative> serve_from_hbm(ThisThread& thread, size_t nbytes,
                                    std::optional<cudaStream_t> stream, const AskNative& ask_native);
+  template <typename AskNative>
+  Answer<AskNative> serve_claimed(ThisThread& thread, const AskNative& ask_native);
+  template <typename AskNative>
+  Answer<AskNative> serve_without_room(ThisThread& thread, size_t nbytes,
+                                       std::optional<cudaStream_t> stream,
+                                       const AskNative& ask_native);
   template <typename AskNative>
   Answer<AskNative> divert(ThisThread& thread, const Request& request,
                            std::optional<cudaStream_t> stream, const Config& config,
