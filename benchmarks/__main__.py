@@ -72,11 +72,21 @@ STEP_TURNS = 10  # times as many
 
 
 class Process:
-    """A live worker."""
+    """A live worker.
 
-    def __init__(self, setup: str, pair: Path | None = None) -> None:
+    Parameters
+    ----------
+    setup : str
+        As in ``worker.SETUPS``.
+    hash_seed : int
+        By which Python lays out its dictionaries, at some per cent of a step.
+    pair : Path or None
+        The library with the pair; None for this package's own.
+    """
+
+    def __init__(self, setup: str, hash_seed: int, pair: Path | None = None) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("EGM_ALLOC_")}
-        environment["EGM_ALLOC_AUTO_ENABLE"] = "0"
+        environment |= {"EGM_ALLOC_AUTO_ENABLE": "0", "PYTHONHASHSEED": str(hash_seed)}
         self.setup = setup
         self._process = subprocess.Popen(
             [
@@ -123,7 +133,8 @@ def turns_of(row: str, turns: int) -> int:
 
 def measure(turns: int, only: str, measurements: Measurements, pair: Path | None = None) -> None:
     """Time every row under every setup that has it, taking turns, in new processes."""
-    processes = [Process(setup, pair) for setup in worker.SETUPS]
+    hash_seed = random.randrange(1 << 32)
+    processes = [Process(setup, hash_seed, pair) for setup in worker.SETUPS]
     for row in worker.SETUPS["native"]:
         if only not in row:
             continue
@@ -215,12 +226,12 @@ def markdown(lines: list[list[str]]) -> str:
 def main() -> int:
     """Measure, print the table; return 0 if every target is met."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="of new processes (default 5)")
+    parser.add_argument("--rounds", type=int, default=10, help="of new processes (default 10)")
     parser.add_argument(
         "--turns",
         type=int,
-        default=10,
-        help=f"per row and round (default 10); steps have {STEP_TURNS} times as many, threads half",
+        default=4,
+        help=f"per row and round (default 4); steps have {STEP_TURNS} times as many, threads half",
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="rows with TEXT in their name")
     parser.add_argument(

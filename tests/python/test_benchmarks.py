@@ -80,12 +80,14 @@ def test_rounds_start_every_process_anew(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     started: list[str] = []
+    seeds: list[int] = []
 
     class Process:
-        def __init__(self, setup: str, pair: Path | None) -> None:
+        def __init__(self, setup: str, hash_seed: int, pair: Path | None) -> None:
             assert pair is None
             self.setup = setup
             started.append(setup)
+            seeds.append(hash_seed)
 
         def ask(self, row: str) -> None:
             pass
@@ -104,6 +106,7 @@ def test_rounds_start_every_process_anew(
     monkeypatch.setattr("sys.argv", ["benchmarks", *arguments])
     assert benchmarks.main() == 0
     assert started == 2 * list(SETUPS)
+    assert [len(set(seeds[: len(SETUPS)])), len(set(seeds))] == [1, 2]
     (native,) = [m for m in json.loads(file.read_text()) if m["setup"] == "native"]
     first = 1e-6 * len(SETUPS)
     assert native["seconds"] == pytest.approx([first] * 3 + [2 * first] * 3)
